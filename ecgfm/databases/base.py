@@ -1,0 +1,87 @@
+"""What a reader of a public database must offer, and how it is found by name.
+
+A reader finds records cheaply (`refs`) and reads one at a time (`read`) in the counts, rate, lead names
+and labels that the files hold. It changes nothing: units, order and rate are made canonical later, in
+one place, for all databases. What a database's files say wrongly may be mended only by a rule with a
+name, listed in `mends`, which the manifest records.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from ecgfm import parts
+from ecgfm.errors import ConfigError, DatabaseError
+from ecgfm.record import Record, RecordRef
+
+
+class Database(abc.ABC):
+    """A public database: its facts, where its records are, and how one is read."""
+
+    title: ClassVar[str]
+    """Name in full, for tables and model cards."""
+    licence: ClassVar[str]
+    """SPDX identifier where there is one."""
+    citation: ClassVar[str]
+    """What its authors ask to be cited, in one line."""
+    address: ClassVar[str]
+    """Where it is published."""
+    version: ClassVar[str]
+    """Version that this reader was written for."""
+    expected_records: ClassVar[int | None] = None
+    """Records in a whole copy, so that a partial download is noticed; None when it has no fixed number."""
+    mends: ClassVar[Mapping[str, str]] = {}
+    """Optional rules by name, with what they do; off unless asked for with `--mend NAME`."""
+
+    def __init__(self, *, mend: tuple[str, ...] = ()) -> None:
+        for name in mend:
+            if name not in self.mends:
+                known = ", ".join(self.mends) or "none"
+                raise ConfigError(f"--mend {name}: {self.name()} has no such rule (there are: {known})")
+        self.mend = mend
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the database's name as shards and command lines write it: `ptb-xl`."""
+        return parts.kind_of(cls).replace("_", "-")
+
+    @abc.abstractmethod
+    def refs(self, root: Path) -> Iterator[RecordRef]:
+        """Yield every record below `root`, in any order, without reading a signal.
+
+        Raises:
+            DatabaseError: `root` is missing, or is not this database.
+        """
+
+    @abc.abstractmethod
+    def read(self, ref: RecordRef) -> Record:
+        """Read one record.
+
+        Raises:
+            RecordError: The record cannot be trusted: truncated, header and signal disagree, ...
+        """
+
+
+def load_database(name: str, *, mend: tuple[str, ...] = ()) -> Database:
+    """Return the reader called `name` (`ptb-xl` or `ptb_xl`)."""
+    return parts.load("ecgfm.databases", name, Database)(mend=mend)  # type: ignore[type-abstract]
+
+
+def folder(root: Path, what: str) -> Path:
+    """Return `root` when it is a folder that can be read.
+
+    Raises:
+        DatabaseError: It is missing, a file, or closed to us.
+    """
+    if not root.exists():
+        raise DatabaseError(f"{root} does not exist; give the folder that holds {what}")
+    if not root.is_dir():
+        raise DatabaseError(f"{root} is a file; give the folder that holds {what}")
+    try:
+        next(root.iterdir(), None)
+    except PermissionError as error:
+        raise DatabaseError(f"{root} cannot be listed: {error.strerror}; check its permissions") from error
+    return root

@@ -1,0 +1,69 @@
+"""One ECG recording as a database gives it: integer counts with their scale, names and labels.
+
+Shapes: L leads, T samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+MISSING = np.int16(-32768)
+"""The count that WFDB format 16 writes where there is no sample."""
+
+Sex = Literal["female", "male"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordRef:
+    """Where a record is, found without reading any signal."""
+
+    record: str
+    """Name of the record, unique within its database."""
+    path: Path
+    """The header or file to read."""
+    split: str = "all"
+    """Which shards it goes to: `all`, or the database's published `train`, `val`, `test`."""
+    info: Mapping[str, str] = field(default_factory=dict)
+    """The row of the database's table that belongs to it, as text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One recording in its native rate, lead order and counts.
+
+    A sample's value is `(count - offset_counts) * microvolt_per_count`; the count `MISSING` says that
+    there is none.
+    """
+
+    record: str
+    database: str
+    counts_LT: NDArray[np.int16]
+    leads: tuple[str, ...]
+    """L names as published."""
+    microvolt_per_count: NDArray[np.float64]
+    """Shape (L,)."""
+    offset_counts: NDArray[np.int64]
+    """Shape (L,): the count that stands for 0 V."""
+    rate_hz: float
+    patient: str | None = None
+    """None where the database does not say; the record then counts as a patient of its own."""
+    age: float | None = None
+    """Years."""
+    sex: Sex | None = None
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Codes as published, by scheme: {"snomed": ("426783006",)}."""
+    fold: int | None = None
+    mended: tuple[str, ...] = ()
+    """Names of the rules that changed what the files say, as the manifest records them."""
+
+    def __post_init__(self) -> None:
+        shape = (len(self.leads),)
+        assert self.counts_LT.ndim == 2 and self.counts_LT.dtype == np.int16, self.record
+        assert self.counts_LT.shape[0] == len(self.leads), self.record
+        assert self.microvolt_per_count.shape == shape and self.offset_counts.shape == shape, self.record

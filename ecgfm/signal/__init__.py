@@ -1,0 +1,1 @@
+"""The signal contract in NumPy: units, resampling, quality, quantisation."""

@@ -1,0 +1,43 @@
+"""The signal contract: what a signal must be before an encoder sees it.
+
+It is fixed when pretraining starts, travels with every checkpoint, and is applied by the published
+encoder itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ecgfm.errors import ConfigError
+from ecgfm.leads import LEADS
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalContract:
+    """Rate, leads, unit, filter, scale and length of the encoder's input."""
+
+    rate_hz: float
+    """Samples per second."""
+    leads: tuple[str, ...] = LEADS
+    """Lead names in the order of the encoder's input."""
+    unit: Literal["mV"] = "mV"
+    """Unit of `mean_mv` and `std_mv`, and of the signal before normalisation."""
+    filter: Literal["none"] = "none"
+    """Filter applied before normalisation."""
+    mean_mv: tuple[float, ...]
+    """Per lead, subtracted."""
+    std_mv: tuple[float, ...]
+    """Per lead, divided by."""
+    clip: float = 5.0
+    """Normalised values are clipped to plus and minus this."""
+    window_samples: int
+    """Length of the windows seen in pretraining."""
+
+    def __post_init__(self) -> None:
+        if not len(self.leads) == len(self.mean_mv) == len(self.std_mv):
+            raise ConfigError(
+                f"signal: {len(self.leads)} leads, {len(self.mean_mv)} means and {len(self.std_mv)} standard deviations"
+            )
+        if min(self.std_mv) <= 0 or self.rate_hz <= 0 or self.window_samples <= 0 or self.clip <= 0:
+            raise ConfigError("signal: std_mv, rate_hz, window_samples and clip must be above 0")
