@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
 import sys
 import types
 import typing
@@ -102,15 +103,22 @@ def cli(default: T, *, presets: Mapping[str, T] | None = None, args: Sequence[st
     if presets:
         epilog += f" --preset {{{','.join(presets)}}} starts from other defaults."
     description = f"{sys.modules['__main__'].__doc__ or type(default).__doc__}\n\n{epilog}"
-    return tyro.cli(type(default), default=default, args=words, description=description)
+    # With several ranks one of them speaks.
+    speaks = os.environ.get("RANK", "0") == "0"
+    return tyro.cli(type(default), default=default, args=words, description=description, console_outputs=speaks)
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run a command line: a user's error ends it with its message and status 1, Ctrl-C with 130."""
+    rank = os.environ.get("RANK", "0")
     try:
         main()
     except EcgfmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # All ranks find the same fault in the settings; other faults may be one rank's own.
+        if rank == "0":
+            print(f"error: {error}", file=sys.stderr)
+        elif not isinstance(error, ConfigError):
+            print(f"error on rank {rank}: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
@@ -137,6 +145,8 @@ def _is_part(kind: type) -> bool:
 
 def _read(kind: Any, data: Any, where: str) -> Any:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return data
     if origin is Literal:
         if data not in inner:
             raise ConfigError(f"{where}: {data!r} is none of {', '.join(map(repr, inner))}")
@@ -145,7 +155,9 @@ def _read(kind: Any, data: Any, where: str) -> Any:
         return _read_union(inner, data, where)
     if origin is tuple:
         return _read_tuple(inner, data, where)
-    if origin in (dict, Mapping) or origin is typing.get_origin(Mapping[str, int]):
+    if origin is list:
+        return list(_read_tuple((inner[0], ...), data, where))
+    if origin is dict:
         return {key: _read(inner[1], value, f"{where}.{key}") for key, value in _mapping(data, where).items()}
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(typing.cast(type, kind), _mapping(data, where), where)

@@ -48,6 +48,13 @@ class Database(abc.ABC):
         """Return the database's name as shards and command lines write it: `ptb-xl`."""
         return parts.kind_of(cls).replace("_", "-")
 
+    def hint(self, reason: str) -> str:
+        """Return what a user can do about a record that was refused for `reason`, or an empty string."""
+        if reason != "implausible-amplitude":
+            return ""
+        unused = [f"--mend {name} ({what})" for name, what in self.mends.items() if name not in self.mend]
+        return f"this database has a rule for it: {', '.join(unused)}" if unused else ""
+
     @abc.abstractmethod
     def refs(self, root: Path) -> Iterator[RecordRef]:
         """Yield every record below `root`, in any order, without reading a signal.

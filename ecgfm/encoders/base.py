@@ -21,15 +21,17 @@ class Encoder(nn.Module, abc.ABC):
     class Config:
         """Settings of an encoder; each encoder nests its own."""
 
+        width: int
+        """Features of a token, D."""
+        num_leads: int
+        """Leads that it takes, L."""
+        patch_samples: int
+        """Samples of one token or feature step: N = T // patch_samples."""
+
+    config: Config
+    """What it was built from."""
     drops_tokens: ClassVar[bool] = False
     """Whether it can encode only the kept tokens (`keep_BK`)."""
-
-    width: int
-    """Features of a token, D."""
-    num_leads: int
-    """Leads that it takes, L."""
-    patch_samples: int
-    """Samples of one token or feature step: N = T // patch_samples."""
 
     @abc.abstractmethod
     def forward(self, signal_BLT: Tensor, keep_BK: Tensor | None = None) -> Tensor:

@@ -1,0 +1,1 @@
+"""From shards to batches: order, windows, masks, and the one pass that normalises."""

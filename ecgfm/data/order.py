@@ -1,0 +1,53 @@
+"""The order of records as a pure function of (seed, position).
+
+A run sees positions 0, 1, 2, ...; epoch e is positions [e * N, (e + 1) * N), a permutation of all N
+records. So shuffling is global, a resumed run needs one number, and neither the number of ranks nor that
+of workers changes what is seen.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfm.rng import generator
+
+
+def order(seed: int, num_records: int, first: int, last: int) -> NDArray[np.int64]:
+    """Return the records at positions [first, last), each 0 .. num_records - 1."""
+    position = np.arange(first, last, dtype=np.int64)
+    epoch, place = np.divmod(position, num_records)
+    out = np.empty_like(position)
+    for number in np.unique(epoch):
+        here = epoch == number
+        out[here] = _permutation(seed, int(number), num_records)[place[here]]
+    return out
+
+
+def window_starts(seed: int, first: int, last: int, room: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where the window at each position begins, uniform in 0 .. room.
+
+    Args:
+        seed: The run's seed.
+        first: First position.
+        last: One past the last.
+        room: Shape (last - first,): samples of the record less those of the window.
+    """
+    # One counter-based stream with a number for each position: any range of it costs the same.
+    uniform = _uniform(seed, first, last)
+    return np.minimum((uniform * (room + 1)).astype(np.int64), room)
+
+
+def _uniform(seed: int, first: int, last: int) -> NDArray[np.float64]:
+    """Return numbers `first` to `last` of an endless stream of uniform numbers."""
+    stream = generator(seed, "window starts")
+    # Philox gives four 64-bit numbers a counter step, and `random` uses one for each double.
+    stream.bit_generator.advance(first // 4)  # type: ignore[attr-defined]
+    return stream.random(last - 4 * (first // 4))[first % 4 :]
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, num_records: int) -> NDArray[np.int64]:
+    return generator(seed, "order", epoch).permutation(num_records)

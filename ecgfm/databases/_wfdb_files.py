@@ -1,0 +1,355 @@
+"""WFDB headers and signal files, read strictly: units, gain and baseline exactly as the header says.
+
+The format is https://physionet.org/physiotools/wag/header-5.htm and signal-5.htm. The wfdb package refuses
+the older headers of the PhysioNet/CinC Challenge (`E07500.mat 12 500 5000 05-May-2020 09:49:17`) and gives
+an uncalibrated signal a gain of 200, so we read headers and format 16 ourselves; other formats go through
+wfdb. Two defaults of the format are taken: the unit is mV where none is written, and the baseline is the
+ADC zero. Its other defaults (rate 250 Hz, gain 200, length unknown) are guesses, and refused.
+
+A `.mat` file of the Challenge is MATLAB version 4: one int16 matrix `val` of shape (leads, samples),
+column by column, behind 24 bytes. That is format 16 with an offset of 24.
+
+Shapes: L leads, T samples.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfm.errors import DatabaseError, RecordError, SignalError
+from ecgfm.record import MISSING
+from ecgfm.signal.units import millivolt_per
+
+# Formats whose samples fit into int16, with the value that stands for "no sample" (signal-5, and the
+# table of wfdb 4.3); format 8 has none.
+_INVALID: dict[str, int | None] = {
+    "8": None,
+    "61": -32768,
+    "80": -128,
+    "160": -32768,
+    "212": -2048,
+    "310": -512,
+    "311": -512,
+}
+# int32 type (30: little-endian, int16, full matrix), rows, columns, imaginary, length of the name; then the name.
+_MATLAB_HEADER = struct.Struct("<5i4s")
+_MATLAB_INT16 = 30
+
+_RECORD = re.compile(
+    r"""(?P<name>[^\s/]+)(?P<segments>/\d+)?\s+(?P<signals>\d+)
+    (?:\s+(?P<rate>[^\s/]+)(?:/\S*)?)?  # the counter frequency behind the slash is for analogue tapes
+    (?:\s+(?P<samples>\d+))?
+    (?:\s.*)?""",  # date and time
+    re.VERBOSE,
+)
+_FORMAT = re.compile(r"(?P<format>\d+)(?:x(?P<frame>\d+))?(?::(?P<skew>\d+))?(?:\+(?P<offset>\d+))?")
+_GAIN = re.compile(r"(?P<gain>[-+.\deE]+)(?:\((?P<baseline>[-+]?\d+)\))?(?:/(?P<unit>\S+))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalSpec:
+    """One signal line of a header."""
+
+    file_name: str
+    format: str
+    byte_offset: int
+    gain_per_unit: float
+    """Counts per `unit`; 0 where the header gives none."""
+    baseline: int
+    """Count that stands for 0 V."""
+    unit: str
+    initial_value: int | None
+    """None where the header does not say."""
+    checksum: int | None
+    """Sum of the counts modulo 65,536; None where the header does not say."""
+    description: str
+    """Name of the lead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """A WFDB header of a record in one segment."""
+
+    record: str
+    rate_hz: float
+    samples: int
+    signals: tuple[SignalSpec, ...]
+    comments: tuple[str, ...]
+    """Comment lines without the `#` and the space around."""
+
+
+def find_headers(root: Path) -> Iterator[Path]:
+    """Yield every `.hea` file below a folder, in sorted order.
+
+    Raises:
+        DatabaseError: A folder below cannot be listed: its records must not be lost silently.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DatabaseError(f"{error.filename} cannot be listed: {error.strerror}; check its permissions") from error
+
+    # Linked folders are followed, each once: large databases are often spread over disks by links.
+    visited: set[str] = set()
+    for place, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders.sort()
+        yield from (Path(place, name) for name in sorted(files) if name.endswith(".hea"))
+
+
+def read_header(path: Path) -> Header:
+    """Read a `.hea` file.
+
+    Raises:
+        RecordError: `file-missing`, `header-malformed`.
+    """
+    text = _read(path).decode("utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines()]
+    comments = tuple(line.lstrip("#").strip() for line in lines if line.startswith("#"))
+    rows = [line for line in lines if line and not line.startswith("#")]
+    match = _RECORD.fullmatch(rows[0]) if rows else None
+    if match is None:
+        first = rows[0][:80] if rows else ""
+        raise _malformed(path, f"the record line is {first!r}, expected 'name signals rate samples'")
+    if match["segments"]:
+        raise _malformed(path, "it joins several segments, which is not supported; give the segments' own records")
+    if not match["rate"] or not match["samples"] or int(match["samples"]) == 0:
+        raise _malformed(path, f"the record line {rows[0]!r} does not say the rate and the number of samples")
+    rate_hz = _number(path, "rate", match["rate"])
+    if rate_hz <= 0:
+        raise _malformed(path, f"the rate is {match['rate']}, expected samples per second")
+    count = int(match["signals"])
+    if count == 0 or len(rows) - 1 != count:
+        raise _malformed(path, f"it announces {count} signals and describes {len(rows) - 1}")
+    return Header(
+        # The older headers of the Challenge write the signal file's name here.
+        record=match["name"].removesuffix(".mat"),
+        rate_hz=rate_hz,
+        samples=int(match["samples"]),
+        signals=tuple(_signal(path, row) for row in rows[1:]),
+        comments=comments,
+    )
+
+
+def read_counts(header: Header, folder: Path) -> NDArray[np.int16]:
+    """Read the samples of a record, in the order of the header's signals.
+
+    Args:
+        header: The record's header.
+        folder: Where the header and the signal files are.
+
+    Returns:
+        Shape (L, T); -32768 where there is no sample.
+
+    Raises:
+        RecordError: `file-missing`, `truncated`, `header-malformed`, `header-signal-disagree`.
+    """
+    if all(spec.format == "16" for spec in header.signals):
+        counts_LT = np.empty((len(header.signals), header.samples), dtype=np.int16)
+        row = 0
+        for name, group in groupby(header.signals, key=lambda spec: spec.file_name):
+            specs = tuple(group)
+            counts_LT[row : row + len(specs)] = _read_format_16(folder / name, specs, header.samples).T
+            row += len(specs)
+    else:
+        counts_LT = _read_with_wfdb(header, folder)
+    _check_against_header(header, counts_LT)
+    return counts_LT
+
+
+def scale(header: Header) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return microvolt per count and the count of 0 V, each of shape (L,).
+
+    Raises:
+        RecordError: `unit-unknown`; `header-malformed` where a signal has no gain, that is, no calibration.
+    """
+    microvolt_L = np.empty(len(header.signals))
+    for index, spec in enumerate(header.signals):
+        if spec.gain_per_unit <= 0:
+            raise RecordError(
+                "header-malformed",
+                f"lead {spec.description} has a gain of {spec.gain_per_unit:g}: it is not calibrated, and a gain is "
+                "never guessed; write the true counts per mV into the header",
+            )
+        try:
+            microvolt_L[index] = 1e3 * millivolt_per(spec.unit) / spec.gain_per_unit
+        except SignalError as error:
+            raise RecordError("unit-unknown", f"lead {spec.description}: {error}") from error
+    return microvolt_L, np.array([spec.baseline for spec in header.signals], dtype=np.int64)
+
+
+def lead_names(header: Header) -> tuple[str, ...]:
+    """Return the signals' descriptions, which are the leads' names."""
+    return tuple(spec.description for spec in header.signals)
+
+
+def _signal(path: Path, row: str) -> SignalSpec:
+    """Read one signal line: file format[xframe][:skew][+offset] gain[(baseline)][/unit] ..."""
+    file_name, *fields = row.split(maxsplit=8)
+    form = _FORMAT.fullmatch(fields[0]) if fields else None
+    if form is None:
+        raise _malformed(path, f"signal line {row!r} has no format")
+    if file_name != Path(file_name).name or file_name in (".", ".."):
+        raise _malformed(path, f"signal file {file_name!r} must lie beside the header")
+    if int(form["frame"] or 1) != 1 or int(form["skew"] or 0) != 0:
+        raise _malformed(path, f"format {fields[0]!r}: several samples a frame, or a skew, are not supported")
+    gain = _GAIN.fullmatch(fields[1]) if len(fields) > 1 else None
+    if len(fields) > 1 and gain is None:
+        raise _malformed(path, f"signal line {row!r}: {fields[1]!r} is not gain(baseline)/unit")
+
+    def whole(position: int, what: str) -> int | None:
+        if len(fields) <= position:
+            return None
+        if not re.fullmatch(r"[-+]?\d+", fields[position]):
+            raise _malformed(path, f"signal line {row!r}: {what} {fields[position]!r} is not a whole number")
+        return int(fields[position])
+
+    adc_zero = whole(3, "ADC zero") or 0
+    return SignalSpec(
+        file_name=file_name,
+        format=form["format"],
+        byte_offset=int(form["offset"] or 0),
+        gain_per_unit=_number(path, "gain", gain["gain"]) if gain else 0.0,
+        baseline=int(gain["baseline"]) if gain and gain["baseline"] else adc_zero,
+        unit=(gain["unit"] if gain else None) or "mV",
+        initial_value=whole(4, "initial value"),
+        checksum=whole(5, "checksum"),
+        description=fields[7].strip() if len(fields) > 7 else "",
+    )
+
+
+def _read_format_16(path: Path, specs: tuple[SignalSpec, ...], samples: int) -> NDArray[np.int16]:
+    """Return shape (T, signals of this file)."""
+    offset = specs[0].byte_offset
+    if any(spec.byte_offset != offset for spec in specs):
+        raise RecordError("header-malformed", f"the signals of {path.name} start at different bytes")
+    content = _read(path)
+    if path.suffix == ".mat":
+        _check_matlab(path, content, offset, len(specs), samples)
+    expected = offset + 2 * len(specs) * samples
+    if len(content) < expected:
+        raise RecordError(
+            "truncated",
+            f"{path} has {len(content):,} bytes, {len(specs)} leads of {samples:,} samples need {expected:,}; "
+            "download it again",
+        )
+    if len(content) > expected:
+        raise RecordError(
+            "header-signal-disagree",
+            f"{path} has {len(content):,} bytes, {len(specs)} leads of {samples:,} samples need only {expected:,}: "
+            "header and signal are not of one record; download both again",
+        )
+    return np.frombuffer(content, dtype="<i2", offset=offset).reshape(samples, len(specs))
+
+
+def _check_matlab(path: Path, content: bytes, offset: int, leads: int, samples: int) -> None:
+    if len(content) < _MATLAB_HEADER.size:
+        raise RecordError("truncated", f"{path} has {len(content)} bytes, not even its header; download it again")
+    kind, rows, columns, imaginary, length, name = _MATLAB_HEADER.unpack_from(content)
+    if (kind, imaginary, length, name) != (_MATLAB_INT16, 0, 4, b"val\0"):
+        raise RecordError(
+            "header-signal-disagree",
+            f"{path} does not begin as a MATLAB version 4 int16 matrix 'val' (type {kind}, name {name!r}); "
+            "give the file as published",
+        )
+    if (rows, columns, offset) != (leads, samples, _MATLAB_HEADER.size):
+        raise RecordError(
+            "header-signal-disagree",
+            f"{path} holds {rows} x {columns} from byte {_MATLAB_HEADER.size}, its header file says {leads} x "
+            f"{samples} from byte {offset}; download both again",
+        )
+
+
+def _read_with_wfdb(header: Header, folder: Path) -> NDArray[np.int16]:
+    """Read formats other than 16; wfdb is imported only here, as it costs a second and pandas."""
+    formats = sorted({spec.format for spec in header.signals})
+    unknown = [name for name in formats if name != "16" and name not in _INVALID]
+    if unknown:
+        known = ", ".join(["16", *_INVALID])
+        raise RecordError("header-malformed", f"signal format {unknown[0]} is not supported (supported are {known})")
+    for spec in header.signals:
+        if not (folder / spec.file_name).is_file():
+            raise RecordError("file-missing", f"{folder / spec.file_name} does not exist")
+    import wfdb
+
+    try:
+        signal_TL = wfdb.rdrecord(str(folder / header.record), physical=False).d_signal
+    except (ValueError, IndexError, OSError) as error:
+        raise RecordError(
+            "truncated", f"wfdb cannot read {folder / header.record} (format {', '.join(formats)}): {error}"
+        ) from error
+    if signal_TL.shape != (header.samples, len(header.signals)):
+        raise RecordError(
+            "header-signal-disagree",
+            f"{header.record} holds {signal_TL.shape[0]:,} samples of {signal_TL.shape[1]} leads, its header says "
+            f"{header.samples:,} of {len(header.signals)}",
+        )
+    counts_LT = signal_TL.T.astype(np.int16)
+    for row, spec in zip(counts_LT, header.signals, strict=True):
+        invalid = _INVALID.get(spec.format)
+        if invalid is not None:
+            row[row == invalid] = MISSING
+    return np.ascontiguousarray(counts_LT)
+
+
+def _check_against_header(header: Header, counts_LT: NDArray[np.int16]) -> None:
+    """Refuse a signal whose first sample or sum is not the one that the header gives.
+
+    Both agree in each of 1,031 records of four databases that were looked at, so a difference means that
+    header and signal are not of one record, or that the file is damaged.
+    """
+    # int32 may wrap in long records, which changes nothing modulo 65,536.
+    sums_L = counts_LT.sum(axis=1, dtype=np.int32)
+    for index, spec in enumerate(header.signals):
+        first, total = int(counts_LT[index, 0]), int(sums_L[index])
+        # Other formats have other marks for "no sample", which enter the sum, and difference formats another start.
+        if spec.format != "16":
+            continue
+        if spec.initial_value is not None and first != spec.initial_value:
+            raise _disagree(spec, "initial value", spec.initial_value, first)
+        if spec.checksum is not None and (total - spec.checksum) % 65536:
+            raise _disagree(spec, "checksum", spec.checksum % 65536, total % 65536)
+
+
+def _disagree(spec: SignalSpec, what: str, said: int, found: int) -> RecordError:
+    return RecordError(
+        "header-signal-disagree",
+        f"{what} of lead {spec.description} is {found} in {spec.file_name}, the header says {said}: damaged, or not "
+        "of one record; download both again",
+    )
+
+
+def _number(path: Path, what: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise _malformed(path, f"{what} {text!r} is not a number")
+    return value
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise RecordError("file-missing", f"{path} does not exist; download it again") from error
+    except OSError as error:
+        raise RecordError("file-missing", f"{path} cannot be read: {error.strerror}") from error
+
+
+def _malformed(path: Path, what: str) -> RecordError:
+    return RecordError("header-malformed", f"{path}: {what}")

@@ -1,0 +1,1 @@
+"""Layers that timm and torch do not have in the form the papers use."""

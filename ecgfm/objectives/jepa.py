@@ -1,0 +1,188 @@
+"""Masked prediction of target-encoder tokens (JEPA) for 12-lead ECG.
+
+Assran et al. 2023, https://arxiv.org/abs/2301.08243, as Weimann and Conrad 2024,
+https://arxiv.org/abs/2410.13867, apply it to ECG: masks are blocks of time shared by all leads, the loss
+is the mean absolute error, and the target's tokens get no further layer norm (I-JEPA: layer norm, smooth
+L1).
+
+Shapes: B windows, L leads, T samples, N tokens, K kept tokens, M hidden tokens, D width, P predictor width.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ecgfm import parts
+from ecgfm.data.batch import Batch, Draws
+from ecgfm.data.masks import hide_blocks, split_tokens
+from ecgfm.encoders.base import Encoder
+from ecgfm.errors import ConfigError
+from ecgfm.nn.blocks import INIT_STD, blocks, norm
+from ecgfm.nn.positions import sincos_positions
+from ecgfm.nn.tokens import take
+from ecgfm.objectives.base import Losses, Objective, Progress
+from ecgfm.schedules import linear
+
+
+class JEPA(Objective):
+    """Predict the target encoder's hidden tokens from the visible ones."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Objective.Config):
+        """Settings of the JEPA objective."""
+
+        mask_ratio: tuple[float, float] = (0.75, 0.85)
+        """Bounds of the share of tokens hidden from the context encoder; one draw a batch."""
+        min_block: int = 10
+        """Tokens of the shortest hidden block: 10 of 50 ms are 500 ms."""
+        momentum: tuple[float, float] = (0.998, 0.9995)
+        """Of the target encoder's moving average, at the schedule's start and end."""
+        predictor_width: int | None = None
+        """Features of the predictor's tokens; half the encoder's by default."""
+        predictor_depth: int | None = None
+        """Blocks of the predictor; as many as the encoder's by default."""
+        predictor_heads: int | None = None
+        """Attention heads of the predictor; as many as the encoder's by default."""
+
+        def __post_init__(self) -> None:
+            low, high = self.mask_ratio
+            if not 0.0 < low <= high < 1.0:
+                raise ConfigError(f"--objective.mask-ratio needs 0 < low <= high < 1, got {low} {high}")
+            if not all(0.0 <= value <= 1.0 for value in self.momentum):
+                raise ConfigError(f"--objective.momentum needs values in 0..1, got {self.momentum}")
+            if self.min_block < 1:
+                raise ConfigError(f"--objective.min-block must be at least 1, got {self.min_block}")
+
+    config: Config
+
+    @classmethod
+    def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int) -> None:
+        """Refuse an encoder that cannot drop tokens, and windows that the masks or patches do not fill."""
+        assert isinstance(config, JEPA.Config)
+        name = parts.kind_of(type(encoder))
+        if not parts.load("ecgfm.encoders", name, Encoder).drops_tokens:  # type: ignore[type-abstract]
+            raise ConfigError(
+                f"the objective jepa needs an encoder that can leave tokens out, and {name} cannot; use vit"
+            )
+        if window_samples % encoder.patch_samples:
+            raise ConfigError(
+                f"windows of {window_samples} samples are not filled by patches of {encoder.patch_samples}; "
+                "change --data.window-s or --encoder.patch-samples"
+            )
+        tokens = window_samples // encoder.patch_samples
+        fewest = tokens - math.ceil((1 - config.mask_ratio[0]) * tokens)
+        if fewest < config.min_block:
+            raise ConfigError(
+                f"windows of {tokens} tokens hide {fewest} at the least, fewer than --objective.min-block "
+                f"{config.min_block}; use longer windows or a shorter block"
+            )
+        width, _, heads = _predictor_shape(config, encoder)
+        if width % heads or width % 2:
+            raise ConfigError(f"the predictor's width {width} must be even and a multiple of its {heads} heads")
+
+    def __init__(self, config: Config, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        settings = encoder.config
+        self.patch_samples = settings.patch_samples
+        self.predictor = Predictor(settings.width, *_predictor_shape(config, settings))
+        self.target = copy.deepcopy(encoder).requires_grad_(False)
+
+    def views(self, batch: Batch, draws: Draws) -> Batch:
+        """Draw the masks: one share a batch, blocks for each row."""
+        tokens = batch.signal_BLT.shape[2] // self.patch_samples
+        low, high = self.config.mask_ratio
+        keep_share = (1 - high) + (high - low) * draws.shared("mask ratio")
+        hidden = tokens - math.ceil(keep_share * tokens)
+        hidden_BN = hide_blocks(draws, len(batch.signal_BLT), tokens, hidden, self.config.min_block)
+        keep_BK, hide_BM = split_tokens(hidden_BN, hidden)
+        return replace(batch, keep_BK=keep_BK, hide_BM=hide_BM)
+
+    def forward(self, batch: Batch, at: Progress) -> Losses:
+        """Mean absolute error over the hidden tokens.
+
+        Args:
+            batch: Normalised `signal_BLT`; `keep_BK` and `hide_BM`, token indices.
+            at: Where the run stands.
+
+        Returns:
+            `loss`, a scalar. At measured steps also `target_std`, the standard deviation of the target's
+            tokens over the batch, and `effective_rank` of the same: both fall when the encoder collapses.
+        """
+        assert batch.keep_BK is not None and batch.hide_BM is not None
+        with torch.no_grad():
+            target_BND = self.target(batch.signal_BLT)
+            wanted_BMD = take(target_BND, batch.hide_BM).float()
+        context_BKD = self.encoder(batch.signal_BLT, batch.keep_BK)
+        guess_BMD = self.predictor(context_BKD, batch.keep_BK, batch.hide_BM)
+        losses = {"loss": (guess_BMD.float() - wanted_BMD).abs().mean()}
+        if at.measure:
+            losses["target_std"] = wanted_BMD.std(dim=(0, 1)).mean()
+            losses["effective_rank"] = effective_rank(target_BND.flatten(0, 1))
+        return losses
+
+    @torch.no_grad()
+    def after_step(self, at: Progress) -> dict[str, float]:
+        """Move the target towards the encoder, in float32."""
+        momentum = linear(at.step, at.schedule_steps, *self.config.momentum)
+        target: list[Tensor] = list(self.target.parameters())
+        source: list[Tensor] = list(self.encoder.parameters())
+        assert all(weight.dtype == torch.float32 for weight in target + source), "the moving average needs float32"
+        torch._foreach_lerp_(target, source, 1.0 - momentum)
+        return {"momentum": momentum}
+
+    def published(self) -> Encoder:
+        """Return the target encoder, whose features are the better ones (section 4 of both papers)."""
+        return self.target
+
+
+class Predictor(nn.Module):
+    """A narrow transformer that guesses hidden tokens from the visible ones and from positions."""
+
+    def __init__(self, encoder_width: int, width: int, depth: int, num_heads: int) -> None:
+        super().__init__()
+        self.width = width
+        self.embed = nn.Linear(encoder_width, width, bias=False)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.blocks = blocks(width, depth, num_heads, mlp_ratio=4.0)
+        self.norm = norm(width)
+        self.project = nn.Linear(width, encoder_width, bias=False)
+        for weight in (self.embed.weight, self.project.weight, self.mask_token):
+            nn.init.trunc_normal_(weight, std=INIT_STD)
+
+    def forward(self, context_BKD: Tensor, keep_BK: Tensor, hide_BM: Tensor) -> Tensor:
+        """Return guess_BMD for the tokens at `hide_BM`."""
+        tokens = keep_BK.shape[1] + hide_BM.shape[1]
+        position_BNP = sincos_positions(tokens, self.width).to(context_BKD.device).expand(len(keep_BK), -1, -1)
+        seen_BKP = self.embed(context_BKD) + take(position_BNP, keep_BK)
+        asked_BMP = self.mask_token + take(position_BNP, hide_BM)
+        mixed_BNP = self.norm(self.blocks(torch.cat([seen_BKP, asked_BMP.to(seen_BKP.dtype)], dim=1)))
+        guess: Tensor = self.project(mixed_BNP[:, keep_BK.shape[1] :])
+        return guess
+
+
+def effective_rank(tokens_ND: Tensor, most: int = 2048) -> Tensor:
+    """Return exp of the entropy of the normalised singular values of centred tokens.
+
+    Roy and Vetterli 2007, https://ieeexplore.ieee.org/document/7098875, definition 1. Between 1, all
+    tokens on a line, and D. Evenly spaced tokens are taken when there are more than `most`.
+    """
+    tokens_ND = tokens_ND[:: max(1, -(-len(tokens_ND) // most))].float()
+    with torch.autocast(tokens_ND.device.type, enabled=False):
+        values = torch.linalg.svdvals(tokens_ND - tokens_ND.mean(dim=0))
+    share = values / values.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    rank: Tensor = torch.special.entr(share).sum().exp()
+    return rank
+
+
+def _predictor_shape(config: JEPA.Config, encoder: Encoder.Config) -> tuple[int, int, int]:
+    """Return the predictor's width, depth and heads."""
+    depth = config.predictor_depth or getattr(encoder, "depth", None)
+    heads = config.predictor_heads or getattr(encoder, "num_heads", None)
+    if depth is None or heads is None:
+        raise ConfigError("this encoder has no depth and heads to copy; give --objective.predictor-depth and -heads")
+    return config.predictor_width or encoder.width // 2, depth, heads

@@ -1,0 +1,133 @@
+"""Verify a folder of shards against its manifest, to the last byte."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ecgfm.errors import ShardError
+from ecgfm.leads import LEADS
+from ecgfm.shards.manifest import MANIFEST, REFUSED, Manifest, Shard, read_manifest
+
+ABOUT = {"record", "patient", "database", "rate_hz", "source_rate_hz", "microvolt_per_count", "start_s"}
+LARGEST_MV = 200.0  # beyond any amplifier's range, offset included: a wrong scale
+ABOUT |= {"age", "sex", "labels", "fold", "flags", "sha256"}
+
+
+def check_shards(folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+    """Return what is wrong with a folder of shards; nothing, when it is whole.
+
+    Every hash, name, shape and type is compared, the unit range too, and members that do not belong
+    there are reported. Nothing is unpickled.
+
+    Args:
+        folder: A folder that `tools/convert.py` wrote.
+        progress: Called after each record with the records done and in all.
+
+    Raises:
+        ShardError: There is no manifest that can be read.
+    """
+    manifest = read_manifest(folder)
+    faults = []
+    done = 0
+    known = {shard.name for shard in manifest.shards}
+    faults += [f"{path.name}: not in the manifest" for path in sorted(folder.glob("*.tar")) if path.name not in known]
+    for shard in manifest.shards:
+        for fault in _check_shard(folder / shard.name, shard, manifest):
+            if fault is None:
+                done += 1
+                progress(done, manifest.kept)
+            else:
+                faults.append(f"{shard.name}: {fault}")
+    kept = sum(shard.samples for shard in manifest.shards)
+    refused = sum(manifest.refused.values())
+    if kept != manifest.kept or kept + refused != manifest.seen:
+        faults.append(f"{MANIFEST}: {manifest.seen} seen is not {kept} in the shards and {refused} refused")
+    path = folder / REFUSED
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if len(lines) != refused:
+        faults.append(f"{REFUSED}: {len(lines)} lines, the manifest says {refused}")
+    return faults
+
+
+def _check_shard(path: Path, shard: Shard, manifest: Manifest) -> Iterator[str | None]:
+    """Yield each fault of a shard, and None for each sample that is right."""
+    if not path.is_file():
+        yield "missing"
+        return
+    content = path.read_bytes()
+    if len(content) != shard.bytes:
+        yield f"{len(content)} bytes, the manifest says {shard.bytes}: cut or damaged"
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != shard.sha256:
+        yield f"SHA-256 is {sha256[:16]}..., the manifest says {shard.sha256[:16]}...: changed since it was written"
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+            members = tar.getmembers()
+    except tarfile.TarError as error:
+        yield f"not a whole tar: {error}"
+        return
+    strange = [member.name for member in members if not member.name.endswith((".ecg.npy", ".json"))]
+    for name in strange:
+        yield f"member {name} does not belong here and may be code: delete the shard and convert again"
+    members = [member for member in members if member.name not in strange]
+    if len(members) != 2 * shard.samples:
+        yield f"{len(members)} members, wanted are 2 for each of {shard.samples} samples"
+        return
+    for number in range(shard.samples):
+        npy, about = members[2 * number], members[2 * number + 1]
+        yield _check_sample(content, npy, about, number, shard, manifest)
+
+
+def _check_sample(
+    content: bytes, npy: tarfile.TarInfo, about: tarfile.TarInfo, number: int, shard: Shard, manifest: Manifest
+) -> str | None:
+    """Return the first fault of a sample, or None."""
+    key = npy.name.removesuffix(".ecg.npy")
+    if about.name != f"{key}.json":
+        return f"member {npy.name} is followed by {about.name}"
+    raw = content[npy.offset_data : npy.offset_data + npy.size]
+    text = content[about.offset_data : about.offset_data + about.size]
+    try:
+        counts = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
+        facts = json.loads(text)
+    except (ValueError, EOFError) as error:
+        return f"sample {key} cannot be read: {error}"
+    members = shard.members
+    if counts.dtype != np.dtype("<i2") or counts.shape != (len(LEADS), members.samples[number]):
+        return f"sample {key} is {counts.dtype} {counts.shape}, wanted int16 (12, {members.samples[number]})"
+    if not facts.keys() >= ABOUT:
+        return f"sample {key} lacks {', '.join(sorted(ABOUT - facts.keys()))}"
+    if hashlib.sha256(counts.tobytes()).hexdigest() != facts["sha256"]:
+        return f"sample {key}: the signal is not the one that was hashed"
+    place = npy.offset_data + npy.size - counts.nbytes
+    index = (members.offset[number], members.json_offset[number], members.json_bytes[number])
+    if index != (place, about.offset_data, about.size):
+        return f"sample {key} is not where the manifest's index says"
+    if facts["microvolt_per_count"] != members.microvolt_per_count[number] or facts["database"] != manifest.database:
+        return f"sample {key}: its scale or database is not the manifest's"
+    largest = float(np.abs(counts.astype(np.int32)).max()) * facts["microvolt_per_count"] * 1e-3
+    if not 0 < largest <= LARGEST_MV:
+        return f"sample {key} reaches {largest:.3g} mV"
+    if facts["rate_hz"] <= 0 or f"{facts['rate_hz']:g}" not in manifest.rates_hz:
+        return f"sample {key} is at {facts['rate_hz']} Hz, the manifest says {', '.join(manifest.rates_hz)}"
+    return None
+
+
+def require_whole(folder: Path) -> None:
+    """Raise on the first fault of a folder of shards.
+
+    Raises:
+        ShardError: Naming it, and how many more there are.
+    """
+    faults = check_shards(folder)
+    if faults:
+        raise ShardError(
+            f"{folder}: {faults[0]}" + (f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else "")
+        )

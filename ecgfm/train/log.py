@@ -1,0 +1,94 @@
+"""What a run tells: a live line, metrics.jsonl and TensorBoard. Only rank 0 has one.
+
+metrics.jsonl has a line for each logged step, flushed as it is written. A run that goes on from a
+checkpoint removes the lines after it first, so that each step stands there once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from ecgfm.shards.manifest import write_bytes
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """Writes metrics and shows where the run stands.
+
+    Args:
+        run: Folder of the run.
+        first_step: Finished steps at the start.
+        last_step: Finished steps at the end.
+    """
+
+    def __init__(self, run: Path, first_step: int, last_step: int) -> None:
+        self.console = Console()
+        self._path = run / METRICS
+        kept = [line for line in read_metrics(run) if line["step"] <= first_step]
+        write_bytes(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._bar = Progress(
+            TextColumn("step {task.completed:,.0f} of {task.total:,.0f}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=last_step, completed=first_step, figures="")
+        self._began = (time.perf_counter(), first_step)
+        self._last_step = last_step
+        self._bar.start()
+
+    def say(self, message: str) -> None:
+        """Print a line above the live one."""
+        self._bar.console.print(message, highlight=False, soft_wrap=True)
+
+    def advance(self, step: int) -> None:
+        """Move the live line."""
+        self._bar.update(self._task, completed=step)
+
+    def metrics(self, figures: dict[str, Any]) -> None:
+        """Write one line of metrics; `step` is among the figures."""
+        self._file.write(json.dumps(figures) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            if name != "step":
+                self._board.add_scalar(name, value, figures["step"])
+        shown = f"loss {figures['loss']:.4f}  lr {figures['lr']:.2e}  {figures['records_per_s']:,.0f} records/s"
+        self._bar.update(self._task, figures=shown)
+        if not self.console.is_terminal:
+            now, (then, first) = time.perf_counter(), self._began
+            left = (self._last_step - figures["step"]) * (now - then) / max(figures["step"] - first, 1)
+            self.say(f"step {figures['step']:,} of {self._last_step:,}  {shown}  {left:,.0f} s left")
+
+    def close(self) -> None:
+        """End the live line and the files."""
+        self._bar.stop()
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics; a last line that a kill cut short is left out."""
+    path = run / METRICS
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

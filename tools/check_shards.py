@@ -1,0 +1,83 @@
+"""Verify folders of shards: every hash, name, shape, type and unit range.
+
+    python tools/check_shards.py OUT [OUT ...]
+
+Prints each manifest as a table; ends with status 1 when anything is wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ecgfm import config
+from ecgfm.errors import ShardError
+from ecgfm.leads import LEADS
+from ecgfm.shards.check import check_shards
+from ecgfm.shards.manifest import Manifest, read_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Verify folders of shards, to the last byte."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders that tools/convert.py wrote."""
+
+
+def main() -> None:
+    """Check every folder; raise when one has a fault."""
+    settings = tyro.cli(Check, description=__doc__)
+    console = Console()
+    broken = 0
+    for folder in settings.folders:
+        manifest = read_manifest(folder)
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task(f"checking {folder}", total=manifest.kept)
+            faults = check_shards(folder, lambda done, total: bar.update(task, completed=done))  # noqa: B023
+        console.print(_table(folder, manifest))
+        console.print(_leads(manifest))
+        for fault in faults:
+            console.print(f"[red]fault[/red] {fault}", highlight=False)
+        broken += bool(faults)
+        if not faults:
+            console.print(f"{folder}: {manifest.kept:,} records in {len(manifest.shards)} shards are whole")
+    if broken:
+        raise ShardError(f"{broken} of {len(settings.folders)} folders have faults; see above")
+
+
+def _table(folder: Path, manifest: Manifest) -> Table:
+    """Return the manifest for people."""
+    table = Table(title=str(folder), show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+    for name in ("title", "version", "licence", "citation", "address"):
+        table.add_row(name, str(getattr(manifest, name)))
+    expected = f" of {manifest.expected_records:,} published" if manifest.expected_records else ""
+    refused = ", ".join(f"{count:,} {reason}" for reason, count in manifest.refused.items()) or "none"
+    table.add_row("records", f"{manifest.seen:,} seen{expected}, {manifest.kept:,} kept")
+    table.add_row("refused", refused)
+    table.add_row("mended", ", ".join(f"{count:,} by {rule}" for rule, count in manifest.mended.items()) or "none")
+    table.add_row("patients", f"{manifest.patients:,}")
+    table.add_row("rate", ", ".join(f"{rate} Hz ({count:,} records)" for rate, count in manifest.rates_hz.items()))
+    for scheme, counts in manifest.labels.items():
+        most = sorted(counts.items(), key=lambda item: -item[1])[:8]
+        table.add_row(f"labels: {scheme}", ", ".join(f"{code} {count:,}" for code, count in most))
+    return table
+
+
+def _leads(manifest: Manifest) -> Table:
+    """Return mean and standard deviation per lead."""
+    table = Table("lead", "mean mV", "std mV")
+    for lead, mean, std in zip(LEADS, manifest.mean_mv, manifest.std_mv, strict=True):
+        table.add_row(lead, f"{mean:.4f}", f"{std:.4f}")
+    return table
+
+
+if __name__ == "__main__":
+    config.run_command(main)
