@@ -28,7 +28,8 @@ class RecordRef:
     path: Path
     """The header or file to read."""
     split: str = "all"
-    """Which shards it goes to: `all`, or the database's published `train`, `val`, `test`."""
+    """Which shards it goes to: `all`; the published `train`, `val`, `test`; or `unknown`, when the database has
+    held-out records and this copy does not say which. Pretraining reads `all` and `train` only."""
     info: Mapping[str, str] = field(default_factory=dict)
     """The row of the database's table that belongs to it, as text."""
 

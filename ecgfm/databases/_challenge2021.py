@@ -55,6 +55,8 @@ class Challenge2021(Database):
 
     cohort: ClassVar[str]
     """Name of the cohort's folder below `training/`."""
+    split: ClassVar[str] = "all"
+    """Of all its records; see `RecordRef.split`."""
     true_gains: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """By name of the rule in `mends`: a gain that headers of this cohort state, and the true one, per mV."""
 
@@ -76,7 +78,7 @@ class Challenge2021(Database):
         for path in find_headers(top):
             empty = False
             self._check_cohort(path)
-            yield RecordRef(record=path.stem, path=path)
+            yield RecordRef(record=path.stem, path=path, split=self.split)
         if empty:
             raise DatabaseError(
                 f"{top} holds no header (.hea); give the folder {self.cohort} of the PhysioNet/CinC Challenge 2021"

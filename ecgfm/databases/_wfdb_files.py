@@ -30,17 +30,9 @@ from ecgfm.errors import DatabaseError, RecordError, SignalError
 from ecgfm.record import MISSING
 from ecgfm.signal.units import millivolt_per
 
-# Formats whose samples fit into int16, with the value that stands for "no sample" (signal-5, and the
-# table of wfdb 4.3); format 8 has none.
-_INVALID: dict[str, int | None] = {
-    "8": None,
-    "61": -32768,
-    "80": -128,
-    "160": -32768,
-    "212": -2048,
-    "310": -512,
-    "311": -512,
-}
+# The other formats that 12-lead databases use and that fit into int16, with the value that stands for "no sample"
+# (signal-5, and the table of wfdb 4.3).
+_INVALID = {"80": -128, "160": -32768, "212": -2048}
 # int32 type (30: little-endian, int16, full matrix), rows, columns, imaginary, length of the name; then the name.
 _MATLAB_HEADER = struct.Struct("<5i4s")
 _MATLAB_INT16 = 30
@@ -299,9 +291,7 @@ def _read_with_wfdb(header: Header, folder: Path) -> NDArray[np.int16]:
         )
     counts_LT = signal_TL.T.astype(np.int16)
     for row, spec in zip(counts_LT, header.signals, strict=True):
-        invalid = _INVALID.get(spec.format)
-        if invalid is not None:
-            row[row == invalid] = MISSING
+        row[row == _INVALID.get(spec.format, MISSING)] = MISSING
     return np.ascontiguousarray(counts_LT)
 
 
@@ -315,7 +305,7 @@ def _check_against_header(header: Header, counts_LT: NDArray[np.int16]) -> None:
     sums_L = counts_LT.sum(axis=1, dtype=np.int32)
     for index, spec in enumerate(header.signals):
         first, total = int(counts_LT[index, 0]), int(sums_L[index])
-        # Other formats have other marks for "no sample", which enter the sum, and difference formats another start.
+        # Other formats have other marks for "no sample", which enter the sum; wfdb's reader has checked what it can.
         if spec.format != "16":
             continue
         if spec.initial_value is not None and first != spec.initial_value:

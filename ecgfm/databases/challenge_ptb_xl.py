@@ -4,7 +4,7 @@
 https://doi.org/10.1038/s41597-020-0495-6.
 
 The copy has neither patients nor folds: its records hold PTB-XL's folds 9 and 10 as well, which must not enter
-pretraining. Pretrain on `ptb-xl` itself, or keep these shards behind the gate that compares content hashes.
+pretraining. So its shards are of the split `unknown`, which pretraining does not read; pretrain on `ptb-xl` itself.
 """
 
 from __future__ import annotations
@@ -22,3 +22,4 @@ class ChallengePtbXl(Challenge2021):
     )
     expected_records = 21_837
     cohort = "ptb-xl"
+    split = "unknown"

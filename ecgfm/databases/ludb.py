@@ -5,11 +5,13 @@ Kalyakulina et al. 2020, https://doi.org/10.1109/ACCESS.2020.3029211; https://do
 **The gains in the headers are not used.** They scale every lead to 1.00 mV peak to peak, so that the leads of one
 record have no common unit and II = I + III fails. The integers themselves satisfy II = I + III exactly in all 200
 records, so they have one common scale. That it is 1 microvolt a count, with 0 V at 0, is inferred and not
-published: the median peak to peak of the leads then is 1.02, 1.32, 1.04 ... mV, where Georgia and Ningbo have 0.87,
-1.37, 0.97 ... mV. The rule is called `ludb-counts-are-microvolt`, always applied, and recorded in `mended`.
+published: the median peak to peak of I, II, III then is 1.09, 1.41, 1.18 mV, where twenty records of Georgia and
+Ningbo have 0.97, 1.41, 1.18 mV. The rule is called `ludb-counts-are-microvolt`, always applied, and recorded in
+`mended`.
 
-Labels are the statements of the header's comments, as published, without the full stop at the end. An age of 90
-stands for above 89 (ludb.csv). The delineation marks are not read.
+Labels are the statements of the header's comments, as published, without the full stop at the end. They are those
+of ludb.csv, which for nine paced records adds "pacemaker presence, undefined". An age of 90 stands for above 89
+(ludb.csv). The delineation marks are not read.
 """
 
 from __future__ import annotations

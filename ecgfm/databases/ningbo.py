@@ -1,7 +1,8 @@
 """Ningbo First Hospital database, as published in the CinC Challenge 2021.
 
 34,905 records of 10 s at 500 Hz. Its records are called JS10647 and up; those below are of Chapman-Shaoxing,
-which has the same layout. Zheng et al. 2020, https://doi.org/10.1038/s41598-020-59821-7.
+which has the same layout. Some records hold nothing but zeros in V2, V4 and V6 (2 of the 10 that this reader was
+tried with); they are refused as flat. Zheng et al. 2020, https://doi.org/10.1038/s41598-020-59821-7.
 """
 
 from __future__ import annotations

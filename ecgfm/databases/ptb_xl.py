@@ -11,7 +11,7 @@ Folds 1 to 8 are split `train`, 9 is `val`, 10 is `test`, as the authors recomme
 
 The table's sex is 0 for male and 1 for female (table 2 of the paper). Ages above 89 are hidden as 300 in later
 versions (the earlier ones, and copies of them, still say 90 to 95); we give 90 for 300, the lowest age it can
-stand for, so that it counts as old and not as unknown. The 300 is what the dataset's documentation says; the rows
+stand for, so that it counts as old and not as unknown. We know of the 300 from users of the full table; the rows
 that this reader was tried with do not hold one.
 
 Statements (`scp_codes`) come with a likelihood in percent, 0 where none was given. The codes are kept in the

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -30,6 +25,7 @@ from ecgfm.train.engine import Engine, World, end_world, start_world
 from ecgfm.train.log import RunLog
 from ecgfm.train.optim import build_optimizer, set_values
 from ecgfm.train.run import Run, check_run, check_same, identity
+from ecgfm.train.stop import Stop, stopping
 
 RUN = "run.json"
 
@@ -132,7 +128,7 @@ def _train(
         "versions": checkpoint.versions(),
     }
     try:
-        with _signals() as stop:
+        with stopping() as stop:
             _steps(run, engine, loader, shards, contract, start, log, stop, facts)
     finally:
         if log:
@@ -147,7 +143,7 @@ def _steps(
     contract: SignalContract,
     start: int,
     log: RunLog | None,
-    stop: list[int],
+    stop: Stop,
     facts: dict[str, Any],
 ) -> None:
     """Train from `start` to the run's last step, or to the step in which a signal came."""
@@ -158,6 +154,7 @@ def _steps(
         contract.clip,
     ).to(world.device)
     step, saved, position = start, start, loader.position
+    reason: str | None = None
     last_metrics: dict[str, Any] = {}
     total = torch.zeros((), device=world.device)
     timer = _Timer()
@@ -194,23 +191,22 @@ def _steps(
                     log.metrics(last_metrics)
             if log:
                 log.advance(step)
-            stopping = world.any(bool(stop))
-            if stopping or step % run.checkpoint_every == 0 or step == run.last_step:
+            reason = stop.reason()
+            stop_now = world.any(reason is not None)
+            if stop_now or step % run.checkpoint_every == 0 or step == run.last_step:
                 state = {"step": step, "records_seen": position, "last_metrics": last_metrics, **facts}
                 folder = checkpoint.save(engine, run.out, state, contract, run.keep_checkpoints)
                 saved = step
                 timer.pause()
                 if log:
                     log.say(f"step {step:,}: wrote {folder}")
-            if stopping:
+            if stop_now:
                 break
     finally:
         batches.close()  # type: ignore[attr-defined]
     assert saved == step
     if log and step < run.last_step:
-        log.say(
-            f"stopped at step {step:,} by signal {stop[0] if stop else 'of another rank'}; the same command goes on"
-        )
+        log.say(f"stopped at step {step:,} by {reason or 'another rank'}; the same command goes on from there")
 
 
 class _Timer:
@@ -314,23 +310,3 @@ def _shard_facts(shards: Shards) -> list[dict[str, Any]]:
         }
         for folder, manifest in zip(shards.folders, shards.manifests, strict=True)
     ]
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGTERM, SIGINT and SIGUSR1; the loop looks at the list after each step."""
-    caught: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        if number == signal.SIGINT and caught.count(signal.SIGINT) > 2:
-            os._exit(130)  # somebody who presses Ctrl-C three times means it
-
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            # What launchers send once more after the last step must not turn a saved run into a failure.
-            signal.signal(number, signal.SIG_IGN if caught else handler)

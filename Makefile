@@ -1,0 +1,44 @@
+# Everything below sets itself up: `make demo` and `make test` work on a fresh machine with Python 3.11 or newer.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# `make demo DATA=folder DATABASE=ludb` runs on real recordings instead of synthetic ones.
+DATA ?=
+DATABASE ?= synthetic
+OUT ?= demo/$(DATABASE)
+
+.PHONY: demo test check fix golden setup clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit('Python 3.11 or newer is needed, this is ' + sys.version) if sys.version_info < (3, 11) else None"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	# DS_BUILD_OPS=0: DeepSpeed without its compiled operators, which nothing here needs.
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python tools/demo.py --database $(DATABASE) --out $(OUT) $(if $(DATA),--data $(DATA))
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Rewrites the golden loss curves; review the difference before committing it.
+golden: $(READY)
+	$(BIN)/python -m pytest tests/golden --rewrite-golden
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

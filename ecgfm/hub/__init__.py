@@ -1,0 +1,1 @@
+"""Published encoders: load, use, export, describe. The only importer of huggingface_hub."""

@@ -1,0 +1,78 @@
+"""When to stop early: SIGTERM, SIGINT (Ctrl-C), SIGUSR1 (Slurm's warning), or a launcher that is gone.
+
+A signal interrupts nothing: the loop asks after each step, saves, and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+IMPATIENT = 3
+"""Ctrl-C pressed as often ends the process at once."""
+
+
+class Stop:
+    """Collects reasons to stop."""
+
+    def __init__(self) -> None:
+        self._caught: list[int] = []
+        self._launcher = _deepspeed_launcher()
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Remember a signal."""
+        self._caught.append(number)
+        if self._caught.count(signal.SIGINT) >= IMPATIENT:
+            os._exit(128 + signal.SIGINT)
+
+    def reason(self) -> str | None:
+        """Return why the run should stop, or None."""
+        if self._caught:
+            return signal.Signals(self._caught[0]).name
+        # `kill` on the deepspeed command ends it and leaves its ranks running, without anybody to stop them.
+        if self._launcher is not None and _parent(self._launcher[0]) != self._launcher[1]:
+            return "the end of the deepspeed command"
+        return None
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Stop]:
+    """Collect signals inside the block."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop.note) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        asked = stop.reason() is not None
+        for number, handler in before.items():
+            # A launcher sends its signal more than once; the last must not turn a saved run into a failure.
+            signal.signal(number, signal.SIG_IGN if asked else handler)
+
+
+def _deepspeed_launcher() -> tuple[int, int] | None:
+    """Return the process that started this rank and its parent, when they are DeepSpeed's; else None."""
+    launcher = os.getppid()
+    parent = _parent(launcher)
+    if parent is None or not _mentions(launcher, "deepspeed.launcher.launch") or not _mentions(parent, "deepspeed"):
+        return None
+    return launcher, parent
+
+
+def _mentions(process: int, word: str) -> bool:
+    try:
+        return word.encode() in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:  # gone, or a system without /proc
+        return False
+
+
+def _parent(process: int) -> int | None:
+    try:
+        # The command's name stands in brackets and may hold blanks; the parent is the second field after it.
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
