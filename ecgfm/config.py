@@ -148,7 +148,7 @@ def _read(kind: Any, data: Any, where: str) -> Any:
     if kind is Any:
         return data
     if origin is Literal:
-        if data not in inner:
+        if not any(type(data) is type(option) and data == option for option in inner):
             raise ConfigError(f"{where}: {data!r} is none of {', '.join(map(repr, inner))}")
         return data
     if origin in (typing.Union, types.UnionType):

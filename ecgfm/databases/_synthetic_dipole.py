@@ -47,7 +47,7 @@ COUNTS_PER_MV = 1000
 _REACH_WIDTHS = 4.5
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Waves:
     """The Gaussian waves of one kind of beat, at an interval of one second."""
 

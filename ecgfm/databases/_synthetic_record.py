@@ -44,7 +44,7 @@ _ELECTRODES_LE[2:, :3] = -1 / 3
 _ELECTRODES_LE[2:, 3:] = np.eye(6)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Patient:
     """What the recordings of one patient share."""
 
@@ -72,7 +72,7 @@ class Patient:
     """What first-degree block adds to the PR interval."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Heart:
     """One recording before noise, with what is true of it."""
 
@@ -106,6 +106,8 @@ def patient(seed: int, number: int) -> Patient:
     # The last leads' vectors change fast with rotation in the horizontal plane: more would unmake a label.
     horizontal = float(np.clip(rng.normal(0, 6), -12, 12))
     size = math.exp(float(np.clip(rng.normal(0, 0.13), -0.25, 0.25))) * (1.06 if sex == "male" else 0.94)
+    # Voltage is what these two labels are about: the size of the body must not unmake them.
+    size = max(size, 0.95) if morphology == "lvh" else min(size, 1.05) if morphology == "low-voltage" else size
     scale_W = size * np.exp(np.clip(0.10 * rng.standard_normal(_MOST_WAVES), -0.2, 0.2))
     parts = [wave.part for wave in tables.MORPHOLOGIES[morphology]]
     repolarising = [place for place, part in enumerate(parts) if part in ("ST", "T")]

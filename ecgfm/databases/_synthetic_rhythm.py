@@ -30,7 +30,7 @@ SHORTEST_S = 0.30
 """No interval of atrial fibrillation is shorter: the atrioventricular node is refractory."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Beats:
     """A train of beats that covers a recording and reaches over both ends."""
 
@@ -75,7 +75,7 @@ def beats(rhythm: str, rate_per_minute: float, breath: Breath, seconds: float, r
 
 def _sinus(interval_s: float, breath: Breath, seconds: float, rng: np.random.Generator) -> Beats:
     number = math.ceil((seconds + 3.0) / (0.7 * interval_s)) + 3
-    about_s_N = interval_s * np.arange(number)
+    about_s_N = interval_s * np.arange(number, dtype=np.float64)
     wave = 0.4 * breath.depth * np.sin(2 * np.pi * WAVE_HZ * about_s_N + rng.uniform(0, 2 * np.pi))
     jitter = 0.15 * breath.depth * rng.standard_normal(number)
     return _train(interval_s * (1 + breath.depth * breath.at(about_s_N) + wave + jitter), seconds, rng)

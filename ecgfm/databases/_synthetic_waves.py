@@ -55,7 +55,7 @@ LBBB = (
     *(replace(wave, centre_ms=wave.centre_ms - 25.0) for wave in _P),  # QRS begins that much earlier before R
     Wave("QRS", -42.0, 11.0, 0.22, 0.08, -0.04),
     Wave("QRS", -14.0, 15.5, 0.80, 0.32, 0.58),
-    Wave("QRS", 22.0, 14.0, 0.55, 0.16, 0.80),
+    Wave("QRS", 22.0, 15.0, 0.66, 0.16, 0.78),
     Wave("QRS", 54.0, 16.0, 0.82, 0.14, 0.52),
     Wave("ST", 130.0, 42.0, -0.07, -0.02, -0.14),
     Wave("T", 255.0, 48.0, -0.22, -0.04, -0.30),

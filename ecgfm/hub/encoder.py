@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from ecgfm import __version__, config
 from ecgfm.encoders.base import Encoder, build_encoder
 from ecgfm.errors import ConfigError, ContractError
-from ecgfm.hub import card
+from ecgfm.hub.card import model_card, renamed
 from ecgfm.hub.recordings import Signal, check_leads, recordings, to_contract, windows
 from ecgfm.leads import LEADS
 from ecgfm.signal.contract import SignalContract
@@ -75,7 +75,7 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
             settings = config.from_dict(Encoder.Config, encoder, "encoder")
         except ConfigError as error:
             raise ContractError(
-                f"this version ({__version__}) cannot honour what ecgfm {written.get('version')} wrote: {error}; {UPGRADE}"
+                f"ecgfm {__version__} cannot honour what {written.get('version')} wrote: {error}; {UPGRADE}"
             ) from error
         _check_contract(settings, self.signal)
         self.encoder = build_encoder(settings)
@@ -210,7 +210,7 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the three files; the card's example then names `repo_id`. See the mixin for the options."""
         before = self.card
-        self.card = card.renamed(self._card_text(repo_id), repo_id)
+        self.card = renamed(self._card_text(repo_id), repo_id)
         try:
             return str(super().push_to_hub(repo_id, **options))
         finally:
@@ -232,7 +232,7 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
         if self.card is not None:
             return self.card
         parameters = sum(weight.numel() for weight in self.encoder.parameters())
-        return card.model_card(name, config.to_dict(self.encoder.config), self.signal, parameters)
+        return model_card(name, config.to_dict(self.encoder.config), self.signal, parameters)
 
 
 def load_weights_(encoder: Encoder, path: Path) -> None:

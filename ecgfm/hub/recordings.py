@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ecgfm.errors import LeadError, SignalError
@@ -24,7 +24,7 @@ from ecgfm.signal.quality import peak_to_peak_mv
 from ecgfm.signal.resample import resample
 from ecgfm.signal.units import MILLIVOLT_PER, millivolt_per
 
-Signal = ArrayLike | Tensor | Sequence[ArrayLike] | Sequence[Tensor]
+Signal = NDArray[Any] | Tensor | Sequence[NDArray[Any]] | Sequence[Tensor]
 """(L, T), (B, L, T), or a list of (L, T) of any lengths; integers are converted."""
 
 SHORTEST_S = 1.0
@@ -39,8 +39,8 @@ def recordings(signal: Signal, num_leads: int) -> list[NDArray[Any]]:
     Raises:
         SignalError: There is none, or the shape is not one of those above.
     """
-    if isinstance(signal, list | tuple):
-        if not signal:
+    if isinstance(signal, Sequence):
+        if not len(signal):
             raise SignalError("the list of signals is empty; give at least one (leads, samples) array")
         if all(np.ndim(item) == 2 for item in signal):
             items = [_array(item) for item in signal]
@@ -133,7 +133,7 @@ def check_rate(rate_hz: float) -> None:
         raise SignalError(f"rate_hz {rate_hz} is out of range; give samples per second, {low:g} to {high:g}")
 
 
-def _array(signal: ArrayLike | Tensor) -> NDArray[Any]:
+def _array(signal: NDArray[Any] | Tensor) -> NDArray[Any]:
     if isinstance(signal, Tensor):
         tensor = signal.detach().cpu()
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no bfloat16

@@ -156,6 +156,7 @@ def _steps(
     step, saved, position = start, start, loader.position
     reason: str | None = None
     last_metrics: dict[str, Any] = {}
+    logged = start
     total = torch.zeros((), device=world.device)
     timer = _Timer()
     batches = iter(loader)
@@ -185,8 +186,9 @@ def _steps(
             position += run.data.batch_size
             timer.count += run.data.batch_size
             if log_now:
-                last_metrics = _gather(world, engine, losses, total, timer, step, values)
+                last_metrics = _gather(world, engine, losses, total / (step - logged), timer, step, values)
                 total.zero_()
+                logged = step
                 if log:
                     log.metrics(last_metrics)
             if log:
@@ -231,7 +233,7 @@ def _gather(
     world: World,
     engine: Engine,
     losses: dict[str, torch.Tensor],
-    total: torch.Tensor,
+    mean_loss: torch.Tensor,
     timer: _Timer,
     step: int,
     values: dict[str, float],
@@ -240,7 +242,7 @@ def _gather(
     figures = {"loss": losses["loss"], **losses}
     mean = world.mean(torch.stack([figure.detach().float() for figure in figures.values()]))
     named = dict(zip(figures, mean.tolist(), strict=True))
-    since_last = world.mean(total.reshape(1)).item()
+    since_last = world.mean(mean_loss.reshape(1)).item()
     named["loss"] = since_last
     norm = engine.gradient_norm()
     if norm is not None:

@@ -1,0 +1,1 @@
+"""What features are worth: probes with honest intervals, and pictures."""

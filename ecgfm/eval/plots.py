@@ -1,0 +1,186 @@
+"""Pictures of a run, of features and of probes. Figure objects only: nothing global is touched.
+
+Shapes: N records, D features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from ecgfm.errors import ConfigError
+from ecgfm.eval.ecg_paper import plot_ecg
+
+if TYPE_CHECKING:
+    from ecgfm.eval.probe import Result
+
+__all__ = ["plot_ecg", "plot_features", "plot_losses", "plot_probe", "save"]
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000", "#000000")
+GREY = "#b0b0b0"
+PANELS = (
+    ("loss", "loss", "lower is better, within one objective"),
+    ("target_std", "spread of the targets", "falls to 0 when the encoder collapses"),
+    ("effective_rank", "effective rank", "dimensions that the features use"),
+    ("lr", "learning rate", ""),
+)
+
+
+def plot_losses(metrics: Path) -> Figure:
+    """Return loss, collapse figures and learning rate of a run against the step.
+
+    Args:
+        metrics: The run's `metrics.jsonl`; a last line that a kill cut short is passed over.
+
+    Raises:
+        ConfigError: The file is missing or holds no figures.
+    """
+    lines = _read_metrics(metrics)
+    panels = [panel for panel in PANELS if any(panel[0] in line for line in lines)]
+    figure = Figure(figsize=(9.5, 2.9 * ((len(panels) + 1) // 2) + 0.2), layout="constrained")
+    grid = np.atleast_1d(figure.subplots((len(panels) + 1) // 2, 2, sharex=True, squeeze=False)).ravel()
+    for axes, (name, title, note) in zip(grid, panels):
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        steps, values = (np.asarray(column, dtype=np.float64) for column in zip(*points))
+        marker = "o" if len(points) <= 30 else None
+        axes.plot(steps, values, color=COLORS[0], linewidth=1.4, marker=marker, markersize=3)
+        axes.set_title(title, loc="left", fontsize=11, weight="bold")
+        axes.text(1.0, 1.03, note, transform=axes.transAxes, ha="right", fontsize=8, color="#606060")
+        axes.tick_params(labelbottom=True)
+        if name in ("target_std", "effective_rank"):
+            axes.set_ylim(bottom=0, top=1.1 * max(values.max(), 1e-12))
+        if name == "lr":
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+            axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        _plain(axes)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    figure.supxlabel("optimizer step", fontsize=10)
+    return figure
+
+
+def plot_features(features_ND: NDArray[np.floating], labels: Sequence[str]) -> Figure:
+    """Return the first two principal components of features, coloured by label.
+
+    The most frequent labels get a colour each; the others are grey.
+
+    Raises:
+        ConfigError: There are fewer than three records, or not one label for each.
+    """
+    if len(features_ND) < 3 or len(labels) != len(features_ND):
+        raise ConfigError(
+            f"{len(features_ND)} records with {len(labels)} labels; needs 3 or more, and a label for each"
+        )
+    centred = np.asarray(features_ND, dtype=np.float64) - np.mean(features_ND, axis=0, dtype=np.float64)
+    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    place = left[:, :2] * singular[:2]
+    explained = singular[:2] ** 2 / np.maximum((singular**2).sum(), 1e-300)
+    shown = [label for label, _ in Counter(labels).most_common(len(COLORS) - 1)]
+    names = np.asarray([label if label in shown else "other" for label in labels])
+    figure = Figure(figsize=(9.5, 6), layout="constrained")
+    axes = figure.subplots()
+    order = (["other"] if "other" in names else []) + shown  # grey first, below the others
+    for label in order:
+        chosen = place[names == label]
+        color = GREY if label == "other" and label not in shown else COLORS[shown.index(label)]
+        axes.scatter(
+            chosen[:, 0],
+            chosen[:, 1],
+            s=22,
+            color=color,
+            alpha=0.8,
+            linewidth=0,
+            label=f"{_short(label, 44)} ({len(chosen):,})",
+        )
+    axes.set_xlabel(f"first component, {explained[0]:.0%} of the variance")
+    axes.set_ylabel(f"second component, {explained[1]:.0%} of the variance")
+    axes.set_title(f"Features of {len(labels):,} records", loc="left", fontsize=12, weight="bold")
+    handles, texts = axes.get_legend_handles_labels()
+    turned = slice(1, None) if order[0] == "other" else slice(None)
+    figure.legend(
+        handles[turned] + handles[: turned.start or 0],
+        texts[turned] + texts[: turned.start or 0],
+        loc="outside right upper",
+        frameon=False,
+        fontsize=9,
+    )
+    _plain(axes)
+    return figure
+
+
+def plot_probe(results: Sequence[Result]) -> Figure:
+    """Return the AUROC of each label with its interval, pretrained and untrained."""
+    figure = Figure(figsize=(9.5, 1.5 + 0.62 * len(results)), layout="constrained")
+    axes = figure.subplots()
+    for row, result in enumerate(reversed(results)):
+        for part, shift, color, name in (
+            (result.pretrained, 0.13, COLORS[0], "pretrained"),
+            (result.untrained, -0.13, COLORS[1], "untrained"),
+        ):
+            axes.plot([part.low, part.high], [row + shift] * 2, color=color, linewidth=2, solid_capstyle="round")
+            axes.plot(
+                part.value, row + shift, "o", color=color, markersize=7, label=name if row == 0 else None, zorder=3
+            )
+    axes.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    axes.set_yticks(
+        range(len(results)),
+        [f"{_short(result.label, 40)}\n{result.positive:,} of {result.records:,}" for result in reversed(results)],
+    )
+    axes.set_ylim(-0.6, len(results) - 0.4)
+    axes.set_xlabel("AUROC, 95 % interval by patient; 0.5 is chance")
+    axes.set_title("Linear probe of frozen features", loc="left", fontsize=12, weight="bold")
+    figure.legend(loc="outside upper right", frameon=False, ncols=2, fontsize=9)
+    _plain(axes)
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def save(figure: Figure, out: Path, *, dpi: int = 150) -> None:
+    """Write a figure as the kind of picture that the ending of `out` names.
+
+    Raises:
+        ConfigError: The ending is none that can be drawn, or the file cannot be written.
+    """
+    known = figure.canvas.get_supported_filetypes()
+    if out.suffix.removeprefix(".").lower() not in known:
+        raise ConfigError(f"--out {out}: the ending must be one of {', '.join(sorted(known))}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=dpi)
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written: {error.strerror}") from error
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; give the folder of a run that has logged a step")
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    if not any("loss" in line for line in lines):
+        raise ConfigError(f"{path} holds no figures yet; wait for the run's first logged step")
+    return lines
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e6e6", linewidth=0.7)
+    axes.set_axisbelow(True)

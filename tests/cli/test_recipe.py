@@ -1,0 +1,137 @@
+"""The recipe as a user runs it: help, mistakes, a folder that holds another run, a full disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+RECIPE = "recipes/jepa_vit.py"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny: list[str], command: Command) -> Path:
+    """Return the folder of a run of two steps, started without a launcher."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    done = command(RECIPE, *tiny, "--steps", "2", "--out", folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "step 2 of 2" in done.stdout and "records/s" in done.stdout and "s left" in done.stdout
+    return folder
+
+
+def test_help_explains_every_option(command: Command) -> None:
+    done = command(RECIPE, "--help")
+    assert done.returncode == 0
+    for word in ("Paper says", "--data.shards", "--objective.mask-ratio", "--engine.zero-stage", "--from run.json"):
+        assert word in done.stdout
+
+
+def test_a_run_leaves_settings_metrics_board_and_checkpoint(trained: Path) -> None:
+    settings = json.loads((trained / "run.json").read_text())
+    assert settings["encoder"]["kind"] == "vit" and settings["objective"]["kind"] == "jepa"
+    assert json.loads((trained / "deepspeed.json").read_text())["zero_optimization"] == {"stage": 1}
+    last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"loss", "target_std", "effective_rank", "lr", "momentum", "records_per_s"} <= last.keys()
+    assert list((trained / "tensorboard").glob("events*"))
+    files = {path.name for path in (trained / "checkpoints" / "step-00000002").iterdir()}
+    assert {"encoder.safetensors", "contract.json", "state.json", "engine"} <= files
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--data.shard", "x"], "--data.shards"),
+        (["--encoder.depht", "3"], "--encoder.depth"),
+        (["--optim.lr", "fast"], "fast"),
+        (["--objective.mask-ratio", "0.9", "0.1"], "--objective.mask-ratio needs 0 < low <= high < 1"),
+        (["--preset", "xxl"], "--preset xxl"),
+    ],
+)
+def test_a_typing_error_is_answered_with_a_hint(
+    words: list[str], expected: str, tmp_path: Path, command: Command
+) -> None:
+    done = command(RECIPE, "--out", tmp_path / "run", *words)
+    assert done.returncode in (1, 2)
+    assert expected in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--data.window-s", "9.9"], "are not filled by patches of 100"),
+        (["--objective.min-block", "45"], "fewer than --objective.min-block 45"),
+        (
+            ["--data.batch-size", "7", "--engine.accumulation", "2"],
+            "not a multiple of 1 ranks x --engine.accumulation 2",
+        ),
+        (["--data.window-s", "20"], "30 are shorter than --data.window-s"),
+        (["--data.shards", "/nowhere"], "/nowhere/manifest.json does not exist"),
+        (["--steps=21"], "must be 1 to --optim.schedule-steps 20"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
+    words: list[str], expected: str, tmp_path: Path, tiny: list[str], command: Command
+) -> None:
+    done = command(RECIPE, *tiny, "--out", tmp_path / "run", *words)
+    assert done.returncode == 1
+    assert expected in done.stderr, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_going_on_with_other_settings_is_refused_by_name(trained: Path, tiny: list[str], command: Command) -> None:
+    words = [*tiny, "--out", trained, "--steps", "3", "--optim.lr", "0.5"]
+    done = command(RECIPE, *words)
+    assert done.returncode == 1
+    assert "optim.lr was 0.001, is now 0.5" in done.stderr and "--accept-change optim.lr" in done.stderr
+    assert not (trained / "checkpoints" / "step-00000003").exists()
+
+
+def test_a_folder_with_a_run_is_not_overwritten(trained: Path, tiny: list[str], command: Command) -> None:
+    done = command(RECIPE, *tiny, "--out", trained, "--no-resume")
+    assert done.returncode == 1 and "holds a run already (step-00000002)" in done.stderr
+
+
+def test_a_run_is_repeated_from_its_file(
+    trained: Path, tmp_path: Path, command: Command, losses: Callable[[Path], list[float]]
+) -> None:
+    done = command(RECIPE, "--from", trained / "run.json", "--out", tmp_path / "again")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses(tmp_path / "again") == losses(trained)
+
+
+def test_a_damaged_checkpoint_is_refused(trained: Path, tmp_path: Path, tiny: list[str], command: Command) -> None:
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", trained, run], check=True)
+    path = next((run / "checkpoints" / "step-00000002" / "engine").glob("*.pt"))
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    done = command(RECIPE, *tiny, "--out", run, "--steps", "3")
+    assert done.returncode == 1
+    assert f"{path} is damaged" in done.stderr
+
+
+def test_a_full_disk_ends_the_run_with_the_checkpoint_before_whole(
+    tmp_path: Path, tiny: list[str], command: Command
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2600k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    try:
+        done = command(RECIPE, *tiny, "--out", disk / "run", "--checkpoint-every", "1")
+        assert done.returncode == 1
+        assert "MB free and a checkpoint takes about" in done.stderr, done.stderr[-2000:]
+        kept = [path.name for path in (disk / "run" / "checkpoints").iterdir()]
+        assert kept and not any(name.endswith(".tmp") for name in kept)
+        assert json.loads((disk / "run" / "checkpoints" / kept[0] / "state.json").read_text())["step"] == 1
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,83 @@
+"""Random numbers belong to rows, and not to the ranks that hold them."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from scipy.stats import kstest
+
+from ecgfm.data.batch import Batch, Draws
+
+CPU = torch.device("cpu")
+
+
+def draws(first: int = 0, last: int = 16, *, seed: int = 0, step: int = 0, micro: int = 0, all_rows: int = 16) -> Draws:
+    return Draws(seed=seed, step=step, micro=micro, rows=(first, last), all_rows=all_rows, device=CPU)
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 16])
+def test_ranks_together_draw_what_one_rank_draws(ranks: int) -> None:
+    whole = draws().rows("noise", 3, 5)
+    rows = 16 // ranks
+    parts = [draws(rank * rows, (rank + 1) * rows).rows("noise", 3, 5) for rank in range(ranks)]
+    assert whole.shape == (16, 3, 5) and whole.dtype == torch.float64
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_rows_differ() -> None:
+    assert len(set(draws().rows("noise").tolist())) == 16
+
+
+def test_shared_is_the_same_on_all_ranks_and_in_0_to_1() -> None:
+    values = {draws(rank, rank + 1).shared("ratio") for rank in range(16)}
+    assert len(values) == 1
+    assert 0 <= values.pop() < 1
+
+
+def test_seeds_steps_micro_batches_and_purposes_have_numbers_of_their_own() -> None:
+    keys = list(itertools.product((0, 1), (0, 1), (0, 1), ("noise", "shift")))
+    rows, shared = set(), set()
+    for seed, step, micro, purpose in keys:
+        here = draws(seed=seed, step=step, micro=micro)
+        rows |= set(here.rows(purpose, 4).flatten().tolist())
+        shared.add(here.shared(purpose))
+    assert len(rows) == len(keys) * 64
+    assert len(shared) == len(keys)
+
+
+def test_asking_twice_or_for_something_else_between_changes_nothing() -> None:
+    one = draws()
+    first = one.rows("noise", 2)
+    one.rows("shift", 100)
+    one.shared("noise")
+    assert torch.equal(one.rows("noise", 2), first)
+    assert one.shared("ratio") == draws().shared("ratio")
+
+
+def test_the_global_generator_is_neither_read_nor_moved() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = draws().rows("noise")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(draws().rows("noise"), first)
+
+
+def test_numbers_are_uniform() -> None:
+    assert kstest(draws(all_rows=5000, last=5000).rows("noise").numpy(), "uniform").pvalue > 1e-3
+    shared = [draws(step=step).shared("ratio") for step in range(2000)]
+    assert kstest(shared, "uniform").pvalue > 1e-3
+
+
+def test_a_batch_keeps_its_content_on_the_way_to_a_device() -> None:
+    batch = Batch(
+        signal_BLT=torch.arange(24, dtype=torch.int16).reshape(2, 3, 4),
+        microvolt_per_count_B=torch.tensor([1.0, 2.0]),
+        database_B=torch.tensor([0, 1]),
+    )
+    moved = batch.to(CPU)
+    assert torch.equal(moved.signal_BLT, batch.signal_BLT) and moved.signal_BLT.dtype == torch.int16
+    assert torch.equal(moved.microvolt_per_count_B, batch.microvolt_per_count_B)
+    assert torch.equal(moved.database_B, batch.database_B)

@@ -1,0 +1,43 @@
+"""Positions against the formula, one number at a time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ecgfm.nn.positions import sincos_positions
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(200, 192), (7, 2), (1, 8), (1000, 16)])
+def test_positions_are_those_of_the_formula(tokens: int, width: int) -> None:
+    wanted = [
+        [
+            (math.sin if feature < width // 2 else math.cos)(token / 10000 ** (feature % (width // 2) / (width // 2)))
+            for feature in range(width)
+        ]
+        for token in range(tokens)
+    ]
+    got = sincos_positions(tokens, width)
+    assert got.dtype == torch.float32
+    # Float32 stores numbers up to 1 with an error of up to 6e-8; angles are made in float64.
+    torch.testing.assert_close(got.double(), torch.tensor(wanted, dtype=torch.float64), atol=6.1e-8, rtol=0)
+
+
+def test_the_first_token_is_all_sines_of_0_and_cosines_of_0() -> None:
+    assert sincos_positions(3, 8)[0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_longer_window_keeps_the_positions_of_a_shorter() -> None:
+    assert torch.equal(sincos_positions(50, 32)[:20], sincos_positions(20, 32))
+
+
+def test_every_token_has_a_position_of_its_own() -> None:
+    positions = sincos_positions(200, 16)
+    assert (torch.cdist(positions, positions) + 10 * torch.eye(200)).min() > 0.1
+
+
+def test_an_odd_width_is_our_fault() -> None:
+    with pytest.raises(AssertionError):
+        sincos_positions(3, 5)

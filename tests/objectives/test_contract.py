@@ -1,0 +1,123 @@
+"""What every objective of the folder must do; a new file is found and held to it by itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from ecgfm import config, parts
+from ecgfm.data.batch import Batch, Draws
+from ecgfm.encoders.base import Encoder
+from ecgfm.encoders.vit import ViT
+from ecgfm.objectives.base import Losses, Objective, Progress, build_objective
+
+ENCODER = ViT.Config(width=16, num_leads=3, patch_samples=25, depth=1, num_heads=2)
+WINDOW = 1000
+ROWS = 4
+NAMES = parts.names("ecgfm.objectives")
+
+
+@pytest.fixture(params=NAMES)
+def settings(request: pytest.FixtureRequest) -> Objective.Config:
+    """Return the default settings of each objective."""
+    return parts.load("ecgfm.objectives", request.param, Objective).Config()  # type: ignore[type-abstract]
+
+
+def build(settings: Objective.Config, seed: int = 0) -> Objective:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_objective(settings, ENCODER, WINDOW)
+
+
+def signal() -> Tensor:
+    return torch.randn(ROWS, 3, WINDOW, generator=torch.Generator().manual_seed(0))
+
+
+def views(objective: Objective, step: int = 0, rows: tuple[int, int] = (0, ROWS)) -> Batch:
+    first, last = rows
+    batch = Batch(
+        signal_BLT=signal()[first:last],
+        microvolt_per_count_B=torch.ones(last - first),
+        database_B=torch.zeros(last - first, dtype=torch.int64),
+    )
+    draws = Draws(seed=0, step=step, micro=0, rows=rows, all_rows=ROWS, device=torch.device("cpu"))
+    return objective.views(batch, draws)
+
+
+def losses(objective: Objective, *, step: int = 0, measure: bool = False) -> Losses:
+    found: Losses = objective(views(objective, step), Progress(step=step, schedule_steps=100, measure=measure))
+    return found
+
+
+def test_the_folder_has_objectives() -> None:
+    assert "jepa" in NAMES
+
+
+def test_losses_are_finite_scalars(settings: Objective.Config) -> None:
+    for measure in (False, True):
+        found = losses(build(settings), measure=measure)
+        assert found["loss"].requires_grad
+        for name, value in found.items():
+            assert value.shape == () and value.isfinite(), name
+
+
+def test_the_gradient_reaches_every_trained_weight(settings: Objective.Config) -> None:
+    objective = build(settings)
+    torch.autograd.backward(losses(objective)["loss"])
+    assert any(weight.requires_grad for weight in objective.encoder.parameters())
+    for name, weight in objective.named_parameters():
+        if weight.requires_grad:
+            assert weight.grad is not None, name
+            assert weight.grad.isfinite().all() and weight.grad.any(), name
+        else:
+            assert weight.grad is None, name
+
+
+def test_the_published_encoder_is_of_the_kind_asked_for_in_float32(settings: Objective.Config) -> None:
+    published = build(settings).published()
+    assert isinstance(published, Encoder) and published.config == ENCODER
+    assert {weight.dtype for weight in published.state_dict().values()} == {torch.float32}
+    with torch.no_grad():
+        assert published(signal()).shape == (ROWS, WINDOW // 25, 16)
+
+
+def test_the_published_encoder_learns(settings: Objective.Config) -> None:
+    objective = build(settings)
+    before = {name: weight.clone() for name, weight in objective.published().state_dict().items()}
+    optimizer = torch.optim.SGD((weight for weight in objective.parameters() if weight.requires_grad), lr=0.1)
+    torch.autograd.backward(losses(objective)["loss"])
+    optimizer.step()
+    figures = objective.after_step(Progress(step=0, schedule_steps=100))
+    assert all(isinstance(figure, float) for figure in figures.values())
+    after = objective.published().state_dict()
+    assert any(not torch.equal(weight, after[name]) for name, weight in before.items())
+
+
+def test_the_same_step_sees_the_same_views_and_another_step_others(settings: Objective.Config) -> None:
+    objective = build(settings)
+    first, again, other = (losses(objective, step=step)["loss"].item() for step in (3, 3, 4))
+    assert first == again != other
+
+
+def test_views_belong_to_rows_and_not_to_ranks(settings: Objective.Config) -> None:
+    objective = build(settings)
+    whole = vars(views(objective))
+    halves = [vars(views(objective, rows=rows)) for rows in ((0, 2), (2, 4))]
+    for name, value in whole.items():
+        if value is not None:
+            assert torch.equal(torch.cat([half[name] for half in halves]), value), name
+
+
+def test_settings_survive_the_way_to_json_and_back(settings: Objective.Config) -> None:
+    written = json.loads(json.dumps(config.to_dict(settings)))
+    assert written["kind"] == parts.kind_of(type(settings))
+    assert config.from_dict(Objective.Config, written) == settings
+
+
+def test_weights_depend_on_the_seed_alone(settings: Objective.Config) -> None:
+    first, again, other = (build(settings, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(weight, again[name]) for name, weight in first.items())
+    assert any(not torch.equal(weight, other[name]) for name, weight in first.items())

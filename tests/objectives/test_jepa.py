@@ -1,0 +1,380 @@
+"""JEPA against a version written out in float64, one record at a time."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ecgfm.encoders
+from ecgfm import parts
+from ecgfm.data.batch import Batch, Draws
+from ecgfm.encoders.base import Encoder
+from ecgfm.encoders.vit import ViT
+from ecgfm.errors import ConfigError
+from ecgfm.objectives.base import Progress, build_objective
+from ecgfm.objectives.jepa import JEPA, effective_rank
+
+ENCODER = ViT.Config(width=16, num_leads=3, patch_samples=100, depth=2, num_heads=2)
+SETTINGS = JEPA.Config(min_block=2, predictor_width=12, predictor_depth=1, predictor_heads=3)
+WINDOW, ROWS = 1000, 4
+AT = Progress(step=0, schedule_steps=100)
+MEASURED = replace(AT, measure=True)
+
+
+def build(settings: JEPA.Config = SETTINGS, spread: float = 0.2) -> JEPA:
+    """Return a JEPA in which encoder, predictor and target are far from their start and from each other."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        objective = build_objective(settings, ENCODER, WINDOW)
+        with torch.no_grad():
+            for weight in objective.parameters():
+                weight.add_(spread * torch.randn_like(weight))
+    assert isinstance(objective, JEPA)
+    return objective
+
+
+def draws(step: int = 0, rows: tuple[int, int] = (0, ROWS), all_rows: int = ROWS) -> Draws:
+    return Draws(seed=5, step=step, micro=0, rows=rows, all_rows=all_rows, device=torch.device("cpu"))
+
+
+def batch(rows: int = ROWS, samples: int = WINDOW) -> Batch:
+    return Batch(
+        signal_BLT=torch.randn(rows, 3, samples, generator=torch.Generator().manual_seed(1)),
+        microvolt_per_count_B=torch.ones(rows),
+        database_B=torch.zeros(rows, dtype=torch.int64),
+    )
+
+
+def slow_norm(values_ND: Tensor, weight_D: Tensor) -> Tensor:
+    centred = values_ND - values_ND.mean(dim=1, keepdim=True)
+    return centred / ((centred**2).mean(dim=1, keepdim=True) + 1e-6).sqrt() * weight_D
+
+
+def slow_blocks(tokens_ND: Tensor, state: dict[str, Tensor], prefix: str, depth: int, heads: int) -> Tensor:
+    """Return the tokens after pre-norm blocks, each head by itself."""
+    size = tokens_ND.shape[1] // heads
+    for block in range(depth):
+        here = {name: state[f"{prefix}blocks.{block}.{name}.weight"] for name in ("norm1", "attn.qkv", "attn.proj")}
+        query, key, value = (slow_norm(tokens_ND, here["norm1"]) @ here["attn.qkv"].T).chunk(3, dim=1)
+        mixed = []
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            weight = (query[:, part] @ key[:, part].T / math.sqrt(size)).exp()
+            mixed.append(weight / weight.sum(dim=1, keepdim=True) @ value[:, part])
+        tokens_ND = tokens_ND + torch.cat(mixed, dim=1) @ here["attn.proj"].T
+        inner = slow_norm(tokens_ND, state[f"{prefix}blocks.{block}.norm2.weight"])
+        inner = inner @ state[f"{prefix}blocks.{block}.mlp.fc1.weight"].T
+        inner = inner * (1 + torch.erf(inner / math.sqrt(2))) / 2
+        tokens_ND = tokens_ND + inner @ state[f"{prefix}blocks.{block}.mlp.fc2.weight"].T
+    return slow_norm(tokens_ND, state[f"{prefix}norm.weight"])
+
+
+def slow_position(token: int, width: int) -> Tensor:
+    angle = [token / 10_000 ** (2 * feature / width) for feature in range(width // 2)]
+    return torch.tensor([*map(math.sin, angle), *map(math.cos, angle)], dtype=torch.float64)
+
+
+def slow_encoder(signal_LT: Tensor, tokens: list[int], state: dict[str, Tensor], prefix: str) -> Tensor:
+    size, weight = ENCODER.patch_samples, state[f"{prefix}patch.weight"]
+    rows = [
+        weight.flatten(1) @ signal_LT[:, token * size : (token + 1) * size].flatten()
+        + slow_position(token, ENCODER.width)
+        for token in tokens
+    ]
+    hidden = torch.cat([state[f"{prefix}register"][0], torch.stack(rows)])
+    return slow_blocks(hidden, state, prefix, ENCODER.depth, ENCODER.num_heads)[1:]
+
+
+def slow_loss(state: dict[str, Tensor], signal_BLT: Tensor, hide: list[list[int]]) -> Tensor:
+    """Return the mean absolute error over hidden tokens and features of all records, in float64."""
+    errors = []
+    for signal_LT, hidden in zip(signal_BLT.double(), hide, strict=True):
+        tokens = list(range(signal_LT.shape[1] // ENCODER.patch_samples))
+        seen = [token for token in tokens if token not in hidden]
+        wanted = slow_encoder(signal_LT, tokens, state, "target.").detach()
+        context = slow_encoder(signal_LT, seen, state, "encoder.")
+        width = state["predictor.embed.weight"].shape[0]
+        given = [
+            state["predictor.embed.weight"] @ row + slow_position(token, width)
+            for row, token in zip(context, seen, strict=True)
+        ]
+        asked = [state["predictor.mask_token"][0, 0] + slow_position(token, width) for token in hidden]
+        mixed = slow_blocks(torch.stack(given + asked), state, "predictor.", 1, 3)
+        for row, token in zip(mixed[len(seen) :], hidden, strict=True):
+            errors.append((state["predictor.project.weight"] @ row - wanted[token]).abs())
+    return torch.stack(errors).mean()
+
+
+def test_loss_and_gradients_are_those_of_float64() -> None:
+    objective = build()
+    views = objective.views(batch(), draws())
+    assert views.hide_BM is not None
+    loss = objective(views, AT)["loss"]
+    torch.autograd.backward(loss)
+    state = {name: weight.detach().double().requires_grad_() for name, weight in objective.state_dict().items()}
+    wanted = slow_loss(state, views.signal_BLT, views.hide_BM.tolist())
+    torch.autograd.backward(wanted)
+    assert wanted > 0.5
+    # Float32 through five blocks, values of order 1. An absolute error has a gradient of its sign alone, so
+    # a residual near 0 could flip one: with this seed none does.
+    torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=0)
+    compared = 0
+    for name, weight in objective.named_parameters():
+        if name.startswith("target."):
+            assert weight.grad is None and state[name].grad is None
+        else:
+            slow = state[name].grad
+            assert weight.grad is not None and slow is not None
+            torch.testing.assert_close(weight.grad.double(), slow, rtol=1e-4, atol=1e-4 * slow.abs().max().item())
+            compared += 1
+    assert compared == len(state) - len(objective.target.state_dict())
+
+
+def test_the_target_is_at_first_the_encoder_and_is_never_trained() -> None:
+    objective = build(spread=0.0)
+    for name, weight in objective.encoder.state_dict().items():
+        assert torch.equal(weight, objective.target.state_dict()[name])
+        assert weight.data_ptr() != objective.target.state_dict()[name].data_ptr()
+    assert not any(weight.requires_grad for weight in objective.target.parameters())
+    assert objective.published() is objective.target
+
+
+def test_the_loss_does_not_depend_on_the_order_of_records() -> None:
+    objective = build()
+    views = objective.views(batch(), draws())
+    assert views.keep_BK is not None and views.hide_BM is not None
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = replace(
+        views, signal_BLT=views.signal_BLT[order], keep_BK=views.keep_BK[order], hide_BM=views.hide_BM[order]
+    )
+    # Another order of a sum in float32.
+    torch.testing.assert_close(objective(shuffled, AT)["loss"], objective(views, AT)["loss"], rtol=1e-5, atol=0)
+
+
+def test_the_guess_does_not_see_what_is_hidden() -> None:
+    objective = build()
+    views = objective.views(batch(), draws())
+    assert views.keep_BK is not None and views.hide_BM is not None
+
+    def guess(signal_BLT: Tensor) -> Tensor:
+        found: Tensor = objective.predictor(objective.encoder(signal_BLT, views.keep_BK), views.keep_BK, views.hide_BM)
+        return found
+
+    other = views.signal_BLT.clone()
+    for row, hidden in enumerate(views.hide_BM.tolist()):
+        for token in hidden:
+            other[row, :, token * 100 : (token + 1) * 100] = 50.0
+    assert torch.equal(guess(other), guess(views.signal_BLT))
+
+
+@pytest.mark.parametrize("momentum", [(0.9, 0.99), (0.998, 0.9995), (0.0, 0.0), (1.0, 1.0)])
+def test_the_target_follows_the_recursion_of_float64(momentum: tuple[float, float]) -> None:
+    objective = build(replace(SETTINGS, momentum=momentum))
+    wanted = {name: weight.double() for name, weight in objective.target.state_dict().items()}
+    generator = torch.Generator().manual_seed(2)
+    for step in range(20):
+        with torch.no_grad():
+            for weight in objective.encoder.parameters():
+                weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
+        figures = objective.after_step(Progress(step=step, schedule_steps=40))
+        share = momentum[0] + (momentum[1] - momentum[0]) * step / 40
+        assert figures == {"momentum": pytest.approx(share, abs=1e-12)}
+        for name, weight in objective.encoder.state_dict().items():
+            wanted[name] = share * wanted[name] + (1 - share) * weight.double()
+    for name, weight in objective.target.state_dict().items():
+        # Twenty roundings of float32 numbers of order 1.
+        torch.testing.assert_close(weight.double(), wanted[name], atol=2e-6, rtol=0)
+
+
+def test_a_step_that_bfloat16_would_lose_still_moves_the_target() -> None:
+    objective = build(replace(SETTINGS, momentum=(0.9995, 0.9995)))
+    source, target = objective.encoder.get_parameter("norm.weight"), objective.target.get_parameter("norm.weight")
+    before = target.clone()
+    with torch.no_grad():
+        source.copy_(before + 0.1)
+    objective.after_step(AT)
+    torch.testing.assert_close(target - before, torch.full((16,), 5e-5), atol=2e-7, rtol=0)
+
+
+@pytest.mark.parametrize("which", ["target", "encoder"])
+def test_a_moving_average_in_bfloat16_is_refused(which: str) -> None:
+    objective = build()
+    getattr(objective, which).to(torch.bfloat16)
+    with pytest.raises(AssertionError, match="needs float32"):
+        objective.after_step(AT)
+
+
+def test_one_share_a_batch_is_drawn_and_rounded_up() -> None:
+    objective = build(replace(SETTINGS, mask_ratio=(0.5, 0.8)))
+    kept = set()
+    for step in range(60):
+        views = objective.views(batch(samples=20_000), draws(step))
+        assert views.keep_BK is not None and views.hide_BM is not None
+        share = 0.2 + 0.3 * draws(step).shared("mask ratio")
+        assert views.keep_BK.shape == (ROWS, math.ceil(share * 200))
+        for row in torch.cat([views.keep_BK, views.hide_BM], dim=1).tolist():
+            assert sorted(row) == list(range(200))
+        assert len({tuple(row) for row in views.keep_BK.tolist()}) > 1
+        kept.add(views.keep_BK.shape[1])
+    assert min(kept) >= 40 and max(kept) <= 100
+    assert min(kept) < 45 and max(kept) > 95  # of 60 uniform draws; the chance of neither is below 1 %
+
+
+def test_two_ranks_have_the_masks_of_one() -> None:
+    objective = build()
+    whole = objective.views(batch(), draws())
+    assert whole.keep_BK is not None
+    halves = [objective.views(batch(2), draws(rows=rows)).keep_BK for rows in ((0, 2), (2, 4))]
+    assert torch.equal(torch.cat([half for half in halves if half is not None]), whole.keep_BK)
+
+
+def test_two_halves_have_the_mean_loss_of_the_whole() -> None:
+    objective = build()
+    views = objective.views(batch(), draws())
+    assert views.keep_BK is not None and views.hide_BM is not None
+    halves = [
+        replace(views, signal_BLT=views.signal_BLT[rows], keep_BK=views.keep_BK[rows], hide_BM=views.hide_BM[rows])
+        for rows in (slice(0, 2), slice(2, 4))
+    ]
+    mean = torch.stack([objective(half, AT)["loss"] for half in halves]).mean()
+    torch.testing.assert_close(mean, objective(views, AT)["loss"], rtol=1e-5, atol=0)
+
+
+class Constant(nn.Module):
+    """An encoder that has collapsed: the same token everywhere."""
+
+    def forward(self, signal_BLT: Tensor) -> Tensor:
+        """Return tokens_BND."""
+        return torch.linspace(-3, 3, 16).expand(len(signal_BLT), signal_BLT.shape[2] // 100, -1)
+
+
+def test_a_collapsed_target_shows() -> None:
+    objective = build()
+    views = objective.views(batch(), draws())
+    healthy = objective(views, MEASURED)
+    assert healthy["target_std"] > 0.3 and healthy["effective_rank"] > 3
+    objective.target = Constant()  # type: ignore[assignment]
+    collapsed = objective(views, MEASURED)
+    assert collapsed["target_std"] == 0
+    assert collapsed["effective_rank"].item() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_figures_are_those_of_numpy_and_cost_nothing_unless_asked_for() -> None:
+    objective = build()
+    views = objective.views(batch(), draws())
+    assert views.hide_BM is not None
+    assert objective(views, AT).keys() == {"loss"}
+    figures = objective(views, MEASURED)
+    with torch.no_grad():
+        tokens = objective.target(views.signal_BLT).double().numpy()
+    hidden = np.concatenate([tokens[row, index] for row, index in enumerate(views.hide_BM.tolist())])
+    # Float32 against float64.
+    assert figures["target_std"].item() == pytest.approx(hidden.std(axis=0, ddof=1).mean(), rel=1e-5)
+    assert figures["effective_rank"].item() == pytest.approx(slow_rank(tokens.reshape(-1, 16)), rel=1e-4)
+
+
+def slow_rank(tokens_ND: np.ndarray) -> float:
+    values = np.linalg.svd(tokens_ND - tokens_ND.mean(axis=0), compute_uv=False)
+    share = values[values > 0] / values.sum()
+    return float(np.prod(share**-share))
+
+
+def test_the_effective_rank_is_that_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(500, 16)) * np.geomspace(1, 0.01, 16) + rng.normal(size=16)
+    assert effective_rank(torch.from_numpy(tokens)).item() == pytest.approx(slow_rank(tokens), rel=1e-5)
+
+
+def test_the_effective_rank_of_known_shapes() -> None:
+    line = torch.linspace(-1, 1, 100, dtype=torch.float64)[:, None] * torch.arange(1.0, 9.0)
+    assert effective_rank(line).item() == pytest.approx(1, abs=1e-3)
+    # Orthogonal features of one length, each with mean 0: plus and minus every unit vector.
+    cross = torch.cat([torch.eye(8), -torch.eye(8)])
+    assert effective_rank(cross).item() == pytest.approx(8, rel=1e-5)
+    assert effective_rank(cross + 100).item() == pytest.approx(8, rel=1e-3)
+    plane = cross * torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 0])
+    assert effective_rank(plane).item() == pytest.approx(3, rel=1e-5)
+    noise = torch.randn(5000, 16, generator=torch.Generator().manual_seed(0))
+    assert effective_rank(noise).item() > 15.9
+    assert effective_rank(torch.full((10, 8), 3.0)).item() == 1
+
+
+def test_evenly_spaced_tokens_stand_for_many() -> None:
+    tokens = torch.randn(4097, 8, generator=torch.Generator().manual_seed(0))
+    assert effective_rank(tokens).item() == effective_rank(tokens[::3]).item()
+    assert effective_rank(tokens[:2048]).item() != effective_rank(tokens[:2048:2]).item()
+
+
+@pytest.fixture
+def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Encoder.Config]:
+    """Yield the settings of an encoder of another file, which cannot leave tokens out."""
+    (tmp_path / "keeper.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from ecgfm.encoders.base import Encoder\n"
+        "class Keeper(Encoder):\n"
+        "    @dataclass(frozen=True, kw_only=True)\n"
+        "    class Config(Encoder.Config):\n"
+        "        width: int = 16\n"
+        "        num_leads: int = 3\n"
+        "        patch_samples: int = 100\n"
+        "    def forward(self, signal_BLT, keep_BK=None): ...\n"
+        "    def pool(self, tokens_BND): ...\n"
+    )
+    monkeypatch.setattr(ecgfm.encoders, "__path__", [*ecgfm.encoders.__path__, str(tmp_path)])
+    yield parts.load("ecgfm.encoders", "keeper", Encoder).Config()  # type: ignore[type-abstract,call-arg]
+    del sys.modules["ecgfm.encoders.keeper"]
+
+
+def test_an_encoder_that_cannot_leave_tokens_out_is_refused(keeper: Encoder.Config) -> None:
+    with pytest.raises(ConfigError, match="jepa needs an encoder that can leave tokens out, and keeper cannot"):
+        build_objective(SETTINGS, keeper, WINDOW)
+
+
+def test_a_window_that_patches_do_not_fill_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"windows of 1050 samples are not filled by patches of 100"):
+        build_objective(SETTINGS, ENCODER, 1050)
+
+
+def test_a_block_longer_than_the_least_that_is_hidden_is_refused() -> None:
+    # Ten tokens, ceil(0.25 x 10) = 3 kept at the most: 7 are hidden at the least.
+    build_objective(replace(SETTINGS, min_block=7), ENCODER, WINDOW)
+    with pytest.raises(ConfigError, match=r"windows of 10 tokens hide 7 at the least, fewer than .*min-block 8"):
+        build_objective(replace(SETTINGS, min_block=8), ENCODER, WINDOW)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(10, 3), (9, 3)])
+def test_a_predictor_that_cannot_be_built_is_refused(width: int, heads: int) -> None:
+    with pytest.raises(ConfigError, match=f"width {width} must be even and a multiple of its {heads} heads"):
+        build_objective(replace(SETTINGS, predictor_width=width, predictor_heads=heads), ENCODER, WINDOW)
+
+
+def test_the_predictor_copies_the_encoder_at_half_its_width() -> None:
+    with torch.device("meta"):
+        objective = build_objective(JEPA.Config(min_block=2), ENCODER, WINDOW)
+    assert isinstance(objective, JEPA)
+    assert objective.predictor.embed.weight.shape == (8, 16) and objective.predictor.project.weight.shape == (16, 8)
+    assert len(objective.predictor.blocks) == 2
+    assert not [name for name, _ in objective.named_parameters() if "bias" in name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mask_ratio": (0.9, 0.1)}, "--objective.mask-ratio needs 0 < low <= high < 1, got 0.9 0.1"),
+        ({"mask_ratio": (0.0, 0.5)}, "--objective.mask-ratio"),
+        ({"mask_ratio": (0.5, 1.0)}, "--objective.mask-ratio"),
+        ({"momentum": (0.9, 1.1)}, "--objective.momentum needs values in 0..1"),
+        ({"min_block": 0}, "--objective.min-block must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        JEPA.Config(**settings)  # type: ignore[arg-type]

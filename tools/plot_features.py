@@ -1,0 +1,79 @@
+"""Draw the features of shards: two principal components, coloured by label.
+
+    python tools/plot_features.py ENCODER SHARDS --label "ludb:Rhythm" --out features.png
+
+--label is a scheme, or a scheme and how its codes begin; a record with several such codes is shown under
+all of them together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.progress import Progress
+
+from ecgfm import config
+from ecgfm.errors import ConfigError
+from ecgfm.eval.labels import Labelled, read_labels
+from ecgfm.eval.plots import plot_features, save
+from ecgfm.eval.probe import embed_shards
+from ecgfm.hub.encoder import ECGEncoder
+from ecgfm.shards.reader import Shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotFeatures:
+    """Draw the features of shards."""
+
+    encoder: tyro.conf.Positional[str]
+    """Folder of an export, or owner/name on the Hub."""
+    shards: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders that tools/convert.py wrote."""
+    label: str
+    """SCHEME, or SCHEME:BEGINNING of its codes."""
+    out: Path
+    """Picture to write; the ending says which kind, such as .png or .pdf."""
+    device: str = "cpu"
+    """Where the encoder runs, such as cuda."""
+
+
+def main() -> None:
+    """Embed every record and draw it."""
+    settings = tyro.cli(PlotFeatures, description=__doc__)
+    shards = Shards(settings.shards)
+    colors = _labels(read_labels(shards), settings.label)
+    encoder = ECGEncoder.from_pretrained(settings.encoder).to(settings.device)
+    with Progress(transient=True) as bar:
+        task = bar.add_task("features", total=len(shards))
+        features = embed_shards(encoder, shards, lambda done: bar.update(task, completed=done))
+    save(plot_features(features, colors), settings.out)
+    print(settings.out)
+
+
+def _labels(labelled: Labelled, label: str) -> list[str]:
+    """Return what each record is coloured by."""
+    scheme, _, start = label.partition(":")
+    schemes = sorted({name for labels in labelled.labels for name in labels})
+    if scheme not in schemes:
+        raise ConfigError(
+            f"--label {label}: no record has labels of {scheme!r}; there are {', '.join(schemes) or 'none'}"
+        )
+    found = [
+        " + ".join(
+            sorted(
+                code.removeprefix(start).lstrip(": ") or code
+                for code in labels.get(scheme, ())
+                if code.startswith(start)
+            )
+        )
+        for labels in labelled.labels
+    ]
+    if not any(found):
+        raise ConfigError(f"--label {label}: no code of {scheme!r} begins with {start!r}")
+    return [text or "none" for text in found]
+
+
+if __name__ == "__main__":
+    config.run_command(main)
