@@ -87,7 +87,9 @@ class ViT(Encoder):
                 f"{self.config.patch_samples}, got {tuple(signal_BLT.shape)}"
             )
         tokens_BND = self.patch(signal_BLT).transpose(1, 2)
-        tokens_BND = tokens_BND + self.positions(tokens_BND.shape[1], tokens_BND.device)
+        # The weight's type and not the tokens': under autocast the residual stream stays float32.
+        positions_ND = self.positions(tokens_BND.shape[1], tokens_BND.device).to(self.patch.weight.dtype)
+        tokens_BND = tokens_BND + positions_ND
         if keep_BK is not None:
             tokens_BND = take(tokens_BND, keep_BK)
         register = self.register.expand(len(tokens_BND), -1, -1).to(tokens_BND.dtype)

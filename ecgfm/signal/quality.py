@@ -25,6 +25,9 @@ class Bounds:
     """Lowest and highest median over the leads. Voltages in the LUDB, Georgia and Ningbo samples: 0.5-3 mV."""
     largest_lead_mv: float = 30.0
     """Highest of any lead. A paced QRS reaches 10 mV; amplifiers saturate above."""
+    largest_offset_mv: float = 15.0
+    """Highest median of any lead, either side of 0. A dead lead sits at its amplifier's rail, and two of them in
+    600 records are enough to make a database's standard deviation ten times too large."""
 
 
 def peak_to_peak_mv(signal_LT: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -45,7 +48,8 @@ def check(signal_LT: NDArray[np.floating], names: Sequence[str], bounds: Bounds)
         bounds: What is believed.
 
     Raises:
-        RecordError: `samples-missing`, `lead-all-missing`, `lead-flat`, `implausible-amplitude`.
+        RecordError: `samples-missing`, `lead-all-missing`, `lead-flat`, `implausible-amplitude`,
+            `implausible-offset`.
     """
     missing_L = np.isnan(signal_LT).sum(axis=-1)
     if missing_L.any():
@@ -72,4 +76,12 @@ def check(signal_LT: NDArray[np.floating], names: Sequence[str], bounds: Bounds)
             "implausible-amplitude",
             f"peak to peak of {names[largest]} is {span_L[largest]:.3g} mV, believed is up to "
             f"{bounds.largest_lead_mv:g} mV: saturated, or the gain in the header is wrong",
+        )
+    median_L = np.median(signal_LT, axis=-1)
+    farthest = int(np.abs(median_L).argmax())
+    if abs(median_L[farthest]) > bounds.largest_offset_mv:
+        raise RecordError(
+            "implausible-offset",
+            f"the median of {names[farthest]} is {median_L[farthest]:.3g} mV, believed is up to "
+            f"{bounds.largest_offset_mv:g} mV either side of 0: a dead lead at its rail",
         )

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ecgfm import config
@@ -124,7 +125,7 @@ def _train(
         "world_size": world.size,
         "fingerprint": config.fingerprint(settings),
         "identity": settings,
-        "shards": _shard_facts(shards),
+        "shards": _shard_facts(loader),
         "versions": checkpoint.versions(),
     }
     try:
@@ -301,14 +302,16 @@ def _introduce(
         )
 
 
-def _shard_facts(shards: Shards) -> list[dict[str, Any]]:
-    """Return what a model card says about the data."""
-    names = ("database", "title", "licence", "citation", "address", "version", "patients")
+def _shard_facts(loader: Loader) -> list[dict[str, Any]]:
+    """Return what a model card says about the data: the records that pretraining reads, and no others."""
+    names = ("database", "title", "licence", "citation", "address", "version")
+    used = np.bincount(loader.shards.folder_of[loader.records], minlength=len(loader.shards.folders)).tolist()
     return [
         {
             **{name: getattr(manifest, name) for name in names},
-            "records": manifest.kept,
+            "records": records,
+            "patients": manifest.patients if records == manifest.kept else None,
             "manifest_sha256": manifest_sha256(folder),
         }
-        for folder, manifest in zip(shards.folders, shards.manifests, strict=True)
+        for folder, manifest, records in zip(loader.shards.folders, loader.shards.manifests, used, strict=True)
     ]

@@ -34,7 +34,7 @@ def content(folder: Path) -> dict[str, str]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Return a function that mounts a tmpfs with the given options."""
-    mounted = []
+    mounted: list[Path] = []
 
     def mount(options: str) -> Path:
         folder = tmp_path / f"disk{len(mounted)}"

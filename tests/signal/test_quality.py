@@ -89,3 +89,11 @@ def test_the_bounds_themselves_are_believed(span_mv: float) -> None:
 def test_other_bounds_are_obeyed(signal_LT: NDArray[np.float64]) -> None:
     reason, message = reason_of(signal_LT, Bounds(median_lead_mv=(3.0, 20.0)))
     assert reason == "implausible-amplitude" and "3 to 20 mV" in message
+
+
+def test_a_lead_at_its_rail_is_refused_by_its_offset(signal_LT: NDArray[np.float64]) -> None:
+    signal_LT[7] -= 80.0  # noise around the rail: not flat, and no larger than an ECG
+    reason, message = reason_of(signal_LT)
+    assert reason == "implausible-offset" and "the median of V2 is -80 mV" in message
+    signal_LT[7] += 70.0
+    check(signal_LT, LEADS, Bounds())

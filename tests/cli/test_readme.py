@@ -1,0 +1,76 @@
+"""The README's commands, run as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that looks like a checkout."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("tools", "recipes"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run(words: list[str], folder: Path) -> str:
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=420, check=False)
+    assert done.returncode == 0, f"{shlex.join(words)}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return done.stdout
+
+
+def block(language: str) -> str:
+    found = re.search(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    assert found
+    return found[1]
+
+
+def test_the_way_from_recordings_to_an_encoder_runs_as_written(folder: Path) -> None:
+    commands = [line for line in block("bash").splitlines() if line and not line.startswith("#")]
+    assert len(commands) == 9
+    for line in commands:
+        name, *words = shlex.split(line)
+        if name == "deepspeed":
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                words = ["--master_port", str(free.getsockname()[1]), *words]
+        programs = {"python": sys.executable, "deepspeed": str(Path(sys.executable).with_name("deepspeed"))}
+        run([programs[name], *words], folder)
+    for name in ("ecg.png", "run.png", "features.png", "probe/probe.json", "encoder/README.md"):
+        assert (folder / "out" / name).stat().st_size > 1000
+
+
+def test_the_example_in_python_runs_as_written(folder: Path) -> None:
+    if not (folder / "out" / "encoder").exists():
+        pytest.fail("the encoder that the commands make is not there")
+    time = np.arange(3084) / 257
+    beat = np.exp(-(((time % 0.8 - 0.4) / 0.02) ** 2))
+    np.save(folder / "out" / "signal.npy", 300.0 * np.arange(1, 9)[:, None] * beat)
+    assert run([sys.executable, "-c", block("python")], folder).strip() == "torch.Size([1, 192])"
+
+
+def test_every_file_that_the_readme_names_exists() -> None:
+    for name in re.findall(r"(?:tools|recipes)/\w+\.py", README):
+        assert (ROOT / name).is_file(), name
+
+
+def test_every_database_that_the_readme_names_exists() -> None:
+    from ecgfm import parts
+
+    table = README.split("### Databases")[1].split("###")[0]
+    named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(.*?)`", row)}
+    assert named == {name.replace("_", "-") for name in parts.names("ecgfm.databases")}
