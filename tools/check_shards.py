@@ -12,12 +12,12 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from ecgfm import config
 from ecgfm.errors import ShardError
 from ecgfm.leads import LEADS
+from ecgfm.progress import RecordBar
 from ecgfm.shards.check import check_shards
 from ecgfm.shards.manifest import Manifest, read_manifest
 
@@ -37,9 +37,8 @@ def main() -> None:
     broken = 0
     for folder in settings.folders:
         manifest = read_manifest(folder)
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task(f"checking {folder}", total=manifest.kept)
-            faults = check_shards(folder, lambda done, total: bar.update(task, completed=done))  # noqa: B023
+        with RecordBar(f"checking {folder}", console, keep=False) as bar:
+            faults = check_shards(folder, bar.update)
         console.print(_table(folder, manifest))
         console.print(_leads(manifest))
         for fault in faults:

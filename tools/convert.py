@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ecgfm import config, parts
 from ecgfm.databases.base import load_database
 from ecgfm.errors import ConfigError, ShardError
+from ecgfm.progress import RecordBar
 from ecgfm.shards.manifest import REFUSED, Manifest
 from ecgfm.shards.writer import Options, convert
 
@@ -70,30 +69,11 @@ def main() -> None:
         records_per_shard=settings.records_per_shard,
     )
     database = load_database(settings.database, mend=settings.mend)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    start, first = time.perf_counter(), -1
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(database.name(), total=None, rate="")
-
-        def progress(done: int, total: int) -> None:
-            nonlocal first
-            first = done if first < 0 else first
-            rate = (done - first) / max(time.perf_counter() - start, 1e-9)
-            bar.update(task, completed=done, total=total, rate=f"{rate:,.0f} records/s")
-
+    with RecordBar(database.name(), console) as bar:
         manifest = convert(
-            database, settings.source, settings.out, options, workers=settings.workers, progress=progress
+            database, settings.source, settings.out, options, workers=settings.workers, progress=bar.update
         )
-    seconds = time.perf_counter() - start
-    console.print(_table(manifest, settings.out, seconds, manifest.seen - max(first, 0)))
+    console.print(_table(manifest, settings.out, bar))
     refused = manifest.seen - manifest.kept
     if refused > settings.max_refused * manifest.seen:
         line = json.loads((settings.out / REFUSED).read_text(encoding="utf-8").splitlines()[0])
@@ -103,7 +83,7 @@ def main() -> None:
         )
 
 
-def _table(manifest: Manifest, out: Path, seconds: float, converted: int) -> Table:
+def _table(manifest: Manifest, out: Path, bar: RecordBar) -> Table:
     """Return the closing table."""
     table = Table(title=f"{manifest.title} -> {out}", show_header=False, title_justify="left")
     table.add_column(style="bold")
@@ -121,8 +101,7 @@ def _table(manifest: Manifest, out: Path, seconds: float, converted: int) -> Tab
         table.add_row("groups with the same signal", f"{len(manifest.same_signal):,}")
     table.add_row("patients", f"{manifest.patients:,}")
     table.add_row("shards", f"{len(manifest.shards):,}, {sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB")
-    rate = f"{converted / max(seconds, 1e-9):,.0f} records/s" if converted else "nothing was missing"
-    table.add_row("time", f"{seconds:.1f} s, {rate}")
+    table.add_row("speed", f"{bar.rate:,.0f} records/s" if bar.rate else "nothing was missing")
     return table
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.progress import Progress
+from rich.console import Console
 
 from ecgfm import config
 from ecgfm.errors import ConfigError
@@ -20,6 +20,7 @@ from ecgfm.eval.labels import Labelled, read_labels
 from ecgfm.eval.plots import plot_features, save
 from ecgfm.eval.probe import embed_shards
 from ecgfm.hub.encoder import ECGEncoder
+from ecgfm.progress import RecordBar
 from ecgfm.shards.reader import Shards
 
 
@@ -45,9 +46,8 @@ def main() -> None:
     shards = Shards(settings.shards)
     colors = _labels(read_labels(shards), settings.label)
     encoder = ECGEncoder.from_pretrained(settings.encoder).to(settings.device)
-    with Progress(transient=True) as bar:
-        task = bar.add_task("features", total=len(shards))
-        features = embed_shards(encoder, shards, lambda done: bar.update(task, completed=done))
+    with RecordBar("features", Console(), keep=False) as bar:
+        features = embed_shards(encoder, shards, bar.update)
     save(plot_features(features, colors), settings.out)
     print(settings.out)
 

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import track
 from rich.table import Table
 
 from ecgfm import config
@@ -24,6 +24,7 @@ from ecgfm.eval.labels import Labelled, read_labels, target
 from ecgfm.eval.plots import plot_probe, save
 from ecgfm.eval.probe import Result, embed_shards, probe, untrained
 from ecgfm.hub.encoder import ECGEncoder
+from ecgfm.progress import RecordBar
 from ecgfm.shards.manifest import manifest_sha256, write_json
 from ecgfm.shards.reader import Shards
 
@@ -69,21 +70,17 @@ def main() -> None:
         return
     targets = [target(labelled, label, settings.folds) for label in settings.label]
     encoder = ECGEncoder.from_pretrained(settings.encoder).to(settings.device)
-    with Progress(console=console, transient=True) as bar:
-        encoders = {settings.encoder: encoder}
-        encoders |= {
-            f"random weights {number}": untrained(encoder, settings.seed + number)
-            for number in range(settings.untrained)
-        }
-        features = []
-        for name, one in encoders.items():
-            task = bar.add_task(f"features of {name}", total=len(shards))
-            features.append(embed_shards(one, shards, lambda done: bar.update(task, completed=done)))  # noqa: B023
-        task = bar.add_task("probes", total=len(targets))
-        results = []
-        for one_target in targets:
-            results.append(probe(features[0], features[1:], one_target, folds=settings.folds, seed=settings.seed))
-            bar.advance(task)
+    encoders = {settings.encoder: encoder}
+    for number in range(settings.untrained):
+        encoders[f"random weights {number}"] = untrained(encoder, settings.seed + number)
+    features = []
+    for name, one in encoders.items():
+        with RecordBar(f"features of {name}", console, keep=False) as bar:
+            features.append(embed_shards(one, shards, bar.update))
+    results = [
+        probe(features[0], features[1:], one, folds=settings.folds, seed=settings.seed)
+        for one in track(targets, "probes", console=console, transient=True)
+    ]
     console.print(_table(results, settings))
     if settings.out:
         _write(settings, results)

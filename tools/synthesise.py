@@ -8,16 +8,15 @@ missing, and a larger --records extends the database.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ecgfm import config
 from ecgfm.databases.synthetic import write
+from ecgfm.progress import RecordBar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,25 +43,7 @@ def main() -> None:
     """Write the database, with a progress bar."""
     settings = tyro.cli(Synthesise, description=__doc__)
     console = Console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    start, ready, speed = time.perf_counter(), -1, 0.0
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("synthetic", total=settings.records, rate="")
-
-        def progress(done: int, total: int) -> None:
-            nonlocal ready, speed
-            ready = done if ready < 0 else ready
-            speed = (done - ready) / max(time.perf_counter() - start, 1e-9)
-            bar.update(task, completed=done, total=total, rate=f"{speed:,.0f} records/s")
-
+    with RecordBar("synthetic", console) as bar:
         write(
             settings.out,
             records=settings.records,
@@ -71,10 +52,11 @@ def main() -> None:
             rate_hz=settings.rate_hz,
             seconds=settings.seconds,
             workers=settings.workers,
-            progress=progress,
+            progress=bar.update,
         )
+    ready = bar.ready or 0
     made = settings.records - ready
-    rate = f"{speed:,.0f} records/s" if made else "nothing was missing"
+    rate = f"{bar.rate:,.0f} records/s" if made else "nothing was missing"
     console.print(f"{settings.out}: {made:,} recordings written, {ready:,} were there ({rate})", soft_wrap=True)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ecgfm.databases._fields import age_years, sex_of
-from ecgfm.databases._wfdb_files import Header, find_headers, lead_names, read_counts, read_header, scale
+from ecgfm.databases._wfdb_files import Header, comment_fields, find_headers, read_header, signal_fields
 from ecgfm.databases.base import Database, folder
 from ecgfm.errors import DatabaseError
 from ecgfm.record import Record, RecordRef
@@ -88,17 +88,11 @@ class Challenge2021(Database):
         """Read one record; see `Database.read`."""
         header = read_header(ref.path)
         header, mended = self._mended(header)
-        counts_LT = read_counts(header, ref.path.parent)
-        microvolt_per_count, offset_counts = scale(header)
-        fields = _fields(header)
+        fields = comment_fields(header)
         return Record(
             record=ref.record,
             database=self.name(),
-            counts_LT=counts_LT,
-            leads=lead_names(header),
-            microvolt_per_count=microvolt_per_count,
-            offset_counts=offset_counts,
-            rate_hz=header.rate_hz,
+            **signal_fields(header, ref.path.parent),
             age=age_years(fields.get("age", "")),
             sex=sex_of(fields.get("sex", "")),
             labels={"snomed": _codes(fields["dx"])} if "dx" in fields else {},
@@ -131,12 +125,6 @@ class Challenge2021(Database):
                 signals = tuple(replace(spec, gain_per_unit=true) for spec in header.signals)
                 return replace(header, signals=signals), (rule,)
         return header, ()
-
-
-def _fields(header: Header) -> dict[str, str]:
-    """Return the `Name: value` comments by lower-case name."""
-    pairs = (comment.partition(":") for comment in header.comments)
-    return {name.strip().lower(): value.strip() for name, colon, value in pairs if colon}
 
 
 def _codes(text: str) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -343,3 +344,35 @@ def _read(path: Path) -> bytes:
 
 def _malformed(path: Path, what: str) -> RecordError:
     return RecordError("header-malformed", f"{path}: {what}")
+
+
+class SignalFields(TypedDict):
+    """The fields of a `Record` that are read from header and signal."""
+
+    counts_LT: NDArray[np.int16]
+    leads: tuple[str, ...]
+    microvolt_per_count: NDArray[np.float64]
+    offset_counts: NDArray[np.int64]
+    rate_hz: float
+
+
+def signal_fields(header: Header, folder: Path) -> SignalFields:
+    """Return what a `Record` takes from header and signal as they are.
+
+    Raises:
+        RecordError: See `scale` and `read_counts`.
+    """
+    microvolt_per_count, offset_counts = scale(header)
+    return SignalFields(
+        counts_LT=read_counts(header, folder),
+        leads=lead_names(header),
+        microvolt_per_count=microvolt_per_count,
+        offset_counts=offset_counts,
+        rate_hz=header.rate_hz,
+    )
+
+
+def comment_fields(header: Header) -> dict[str, str]:
+    """Return the `Name: value` comments by lower-case name."""
+    pairs = (comment.partition(":") for comment in header.comments)
+    return {name.strip().lower(): value.strip() for name, colon, value in pairs if colon}

@@ -15,7 +15,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from ecgfm.databases._wfdb_files import find_headers, lead_names, read_counts, read_header, scale
+from ecgfm.databases._wfdb_files import find_headers, read_header, signal_fields
 from ecgfm.databases.base import Database, folder
 from ecgfm.errors import DatabaseError
 from ecgfm.record import Record, RecordRef
@@ -54,16 +54,11 @@ class Cinc2011SetA(Database):
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`."""
         header = read_header(ref.path)
-        microvolt_per_count, offset_counts = scale(header)
         quality = ref.info["quality"]
         return Record(
             record=ref.record,
             database=self.name(),
-            counts_LT=read_counts(header, ref.path.parent),
-            leads=lead_names(header),
-            microvolt_per_count=microvolt_per_count,
-            offset_counts=offset_counts,
-            rate_hz=header.rate_hz,
+            **signal_fields(header, ref.path.parent),
             labels={"quality": (quality,)} if quality else {},
         )
 

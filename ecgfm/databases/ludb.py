@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgfm.databases._fields import age_years, sex_of
-from ecgfm.databases._wfdb_files import find_headers, lead_names, read_counts, read_header
+from ecgfm.databases._wfdb_files import comment_fields, find_headers, lead_names, read_counts, read_header
 from ecgfm.databases.base import Database, folder
 from ecgfm.errors import DatabaseError
 from ecgfm.record import Record, RecordRef
@@ -64,7 +64,7 @@ class Ludb(Database):
         """Read one record; see `Database.read`."""
         header = read_header(ref.path)
         leads = lead_names(header)
-        fields = {name: value for name, _, value in (comment.partition(":") for comment in header.comments)}
+        fields = comment_fields(header)
         start = header.comments.index("<diagnoses>:") if "<diagnoses>:" in header.comments else len(header.comments)
         statements = (comment.rstrip(". ") for comment in header.comments[start + 1 :])
         return Record(

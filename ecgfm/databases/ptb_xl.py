@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ecgfm.databases._fields import age_years
-from ecgfm.databases._wfdb_files import lead_names, read_counts, read_header, scale
+from ecgfm.databases._wfdb_files import read_header, signal_fields
 from ecgfm.databases.base import Database, folder
 from ecgfm.errors import DatabaseError, RecordError
 from ecgfm.record import Record, RecordRef, Sex
@@ -87,17 +87,12 @@ class PtbXl(Database):
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`. Also raises `table-malformed`."""
         header = read_header(ref.path)
-        microvolt_per_count, offset_counts = scale(header)
         patient = _whole(ref.info["patient_id"])
         age = age_years(ref.info["age"])
         return Record(
             record=ref.record,
             database=self.name(),
-            counts_LT=read_counts(header, ref.path.parent),
-            leads=lead_names(header),
-            microvolt_per_count=microvolt_per_count,
-            offset_counts=offset_counts,
-            rate_hz=header.rate_hz,
+            **signal_fields(header, ref.path.parent),
             patient=None if patient is None else str(patient),
             age=LOWEST_HIDDEN_AGE if age is not None and age >= HIDDEN_AGE else age,
             sex=_SEX.get(ref.info["sex"].strip().removesuffix(".0")),

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from ecgfm.databases._fields import age_years, sex_of
 from ecgfm.databases._synthetic_dipole import COUNTS_PER_MV
 from ecgfm.databases._synthetic_record import Heart, synthesise
-from ecgfm.databases._wfdb_files import lead_names, read_counts, read_header, scale
+from ecgfm.databases._wfdb_files import comment_fields, read_header, signal_fields
 from ecgfm.databases.base import Database, folder
 from ecgfm.errors import ConfigError, DatabaseError
 from ecgfm.leads import LEADS
@@ -81,21 +81,15 @@ class Synthetic(Database):
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`."""
         header = read_header(ref.path)
-        microvolt_per_count, offset_counts = scale(header)
-        pairs = (comment.partition(":") for comment in header.comments)
-        fields = {name: value.strip() for name, _, value in pairs}
+        fields = comment_fields(header)
         return Record(
             record=ref.record,
             database=self.name(),
-            counts_LT=read_counts(header, ref.path.parent),
-            leads=lead_names(header),
-            microvolt_per_count=microvolt_per_count,
-            offset_counts=offset_counts,
-            rate_hz=header.rate_hz,
-            patient=fields.get("Patient"),
-            age=age_years(fields.get("Age", "")),
-            sex=sex_of(fields.get("Sex", "")),
-            labels={"synthetic": tuple(label for label in fields.get("Labels", "").split(",") if label)},
+            **signal_fields(header, ref.path.parent),
+            patient=fields.get("patient"),
+            age=age_years(fields.get("age", "")),
+            sex=sex_of(fields.get("sex", "")),
+            labels={"synthetic": tuple(label for label in fields.get("labels", "").split(",") if label)},
         )
 
 

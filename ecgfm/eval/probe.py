@@ -36,7 +36,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 INNER_FOLDS = 3
 RECORDS_AT_A_TIME = 256
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +65,16 @@ def untrained(encoder: ECGEncoder, seed: int) -> ECGEncoder:
     return fresh.to(next(encoder.parameters()).device).eval()
 
 
-def embed_shards(encoder: ECGEncoder, shards: Shards, progress: Progress = lambda done: None) -> NDArray[np.float32]:
+def embed_shards(
+    encoder: ECGEncoder, shards: Shards, progress: Progress = lambda done, total: None
+) -> NDArray[np.float32]:
     """Return features_ND of all records.
 
     Raises:
         SignalError: A record is not what the encoder takes; the message names it.
     """
     parts = []
+    progress(0, len(shards))
     for start in range(0, len(shards), RECORDS_AT_A_TIME):
         samples = [shards.sample(index) for index in range(start, min(start + RECORDS_AT_A_TIME, len(shards)))]
         for rate_hz in sorted({sample.rate_hz for sample in samples}):
@@ -83,7 +86,7 @@ def embed_shards(encoder: ECGEncoder, shards: Shards, progress: Progress = lambd
                 names = f"{samples[places[0]].record} to {samples[places[-1]].record}"
                 raise SignalError(f"among the {len(places)} records {names}: {error}") from error
             parts.append((start + np.asarray(places), features.cpu().numpy()))
-        progress(start + len(samples))
+        progress(start + len(samples), len(shards))
     out = np.zeros((len(shards), parts[0][1].shape[1]), dtype=np.float32)
     for rows, part in parts:
         out[rows] = part

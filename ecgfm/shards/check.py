@@ -36,6 +36,7 @@ def check_shards(folder: Path, progress: Callable[[int, int], None] = lambda don
     manifest = read_manifest(folder)
     faults = []
     done = 0
+    progress(done, manifest.kept)
     known = {shard.name for shard in manifest.shards}
     faults += [f"{path.name}: not in the manifest" for path in sorted(folder.glob("*.tar")) if path.name not in known]
     for shard in manifest.shards:
