@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import os
 import sys
 import types
@@ -167,6 +168,8 @@ def _read(kind: Any, data: Any, where: str) -> Any:
         return float(data)
     if kind is type(None) and data is None:
         return None
+    if isinstance(data, float) and not math.isfinite(data):
+        raise ConfigError(f"{where}: {data!r} is not a finite number")
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
         raise ConfigError(f"{where}: {data!r} is not of type {getattr(kind, '__name__', kind)}")
     return data

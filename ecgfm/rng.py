@@ -20,6 +20,7 @@ def derive(seed: int, purpose: str, *numbers: int) -> int:
         purpose: What the numbers are for, such as "order" or "masks".
         numbers: Epoch, step, record: whatever the draw depends on.
     """
+    assert not purpose[-1:].isdigit(), f"{purpose!r} could be taken for a purpose and a number"
     words = " ".join([str(int(seed)), purpose, *(str(int(number)) for number in numbers)])
     return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little") >> 1
 

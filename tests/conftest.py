@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 
 from ecgfm.leads import LEADS
@@ -21,6 +22,11 @@ from ecgfm.leads import LEADS
 ROOT = Path(__file__).resolve().parents[1]
 Write = Callable[..., Path]
 Launch = Callable[..., "subprocess.Popen[str]"]
+
+
+# A busy machine is slow at random: no example fails for its time.
+settings.register_profile("ecgfm", deadline=None)
+settings.load_profile("ecgfm")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -50,6 +50,11 @@ class ViT(Encoder):
                     raise ConfigError(
                         f"--encoder.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
                     )
+            if self.num_registers < 0 or not 0 < self.mlp_ratio < 100:
+                raise ConfigError(
+                    f"--encoder.num-registers {self.num_registers} must be 0 or more and --encoder.mlp-ratio "
+                    f"{self.mlp_ratio} above 0"
+                )
             if self.width % self.num_heads or self.width % 4:
                 raise ConfigError(
                     f"--encoder.width {self.width} must be a multiple of 4 and of --encoder.num-heads {self.num_heads}"

@@ -53,14 +53,14 @@ class Target:
 
 
 def read_labels(shards: Shards) -> Labelled:
-    """Return labels and patients of all records; no signal is read."""
+    """Return labels and patients of all records; no signal is read. Sex is a scheme of its own, `sex:female`."""
     patients, labels = [], []
     for index in range(len(shards)):
         about = shards.about(index)
         # A record without a patient is a patient of its own.
         who = f"patient {about['patient']}" if about["patient"] is not None else f"record {about['record']}"
         patients.append(f"{about['database']} {who}")
-        labels.append(about["labels"])
+        labels.append({**about["labels"], **({"sex": [about["sex"]]} if about["sex"] else {})})
     return Labelled(patients=tuple(patients), labels=tuple(labels))
 
 

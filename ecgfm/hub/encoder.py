@@ -12,6 +12,7 @@ Shapes: B records or windows, L leads, T samples, N tokens, D width.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +24,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     RepositoryNotFoundError,
 )
 from safetensors import SafetensorError
@@ -41,6 +43,7 @@ FORMAT = 1
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 README = "README.md"
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 UPGRADE = "pip install --upgrade ecgfm, or use the version that wrote it"
 
 
@@ -208,11 +211,21 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
         return model.to(map_location).eval()
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the three files; the card's example then names `repo_id`. See the mixin for the options."""
+        """Upload the three files; the card's example then names `repo_id`. See the mixin for the options.
+
+        Raises:
+            ContractError: The Hub refuses the name or the token.
+        """
+        if not REPOSITORY.fullmatch(repo_id):
+            raise ContractError(f"{repo_id!r} is not a name on the Hub; give owner/name")
         before = self.card
         self.card = renamed(self._card_text(repo_id), repo_id)
         try:
             return str(super().push_to_hub(repo_id, **options))
+        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
+            raise ContractError(
+                f"{repo_id} cannot be written: {error}; log in with `hf auth login` as somebody who may"
+            ) from error
         finally:
             self.card = before
 

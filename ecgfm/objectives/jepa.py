@@ -28,6 +28,9 @@ from ecgfm.nn.tokens import take
 from ecgfm.objectives.base import Losses, Objective, Progress
 from ecgfm.schedules import linear
 
+ROUNDING = 1e-5
+"""Share of the tokens' norm below which a singular value is rounding."""
+
 
 class JEPA(Objective):
     """Predict the target encoder's hidden tokens from the visible ones."""
@@ -55,8 +58,9 @@ class JEPA(Objective):
                 raise ConfigError(f"--objective.mask-ratio needs 0 < low <= high < 1, got {low} {high}")
             if not all(0.0 <= value <= 1.0 for value in self.momentum):
                 raise ConfigError(f"--objective.momentum needs values in 0..1, got {self.momentum}")
-            if self.min_block < 1:
-                raise ConfigError(f"--objective.min-block must be at least 1, got {self.min_block}")
+            for name in ("min_block", "predictor_width", "predictor_depth", "predictor_heads"):
+                if (value := getattr(self, name)) is not None and value < 1:
+                    raise ConfigError(f"--objective.{name.replace('_', '-')} must be at least 1, got {value}")
 
     config: Config
 
@@ -75,7 +79,7 @@ class JEPA(Objective):
                 "change --data.window-s or --encoder.patch-samples"
             )
         tokens = window_samples // encoder.patch_samples
-        fewest = tokens - math.ceil((1 - config.mask_ratio[0]) * tokens)
+        fewest = tokens - kept_tokens(config.mask_ratio[0], tokens)
         if fewest < config.min_block:
             raise ConfigError(
                 f"windows of {tokens} tokens hide {fewest} at the least, fewer than --objective.min-block "
@@ -96,8 +100,7 @@ class JEPA(Objective):
         """Draw the masks: one share a batch, blocks for each row."""
         tokens = batch.signal_BLT.shape[2] // self.patch_samples
         low, high = self.config.mask_ratio
-        keep_share = (1 - high) + (high - low) * draws.shared("mask ratio")
-        hidden = tokens - math.ceil(keep_share * tokens)
+        hidden = tokens - kept_tokens(high - (high - low) * draws.shared("mask ratio"), tokens)
         hidden_BN = hide_blocks(draws, len(batch.signal_BLT), tokens, hidden, self.config.min_block)
         keep_BK, hide_BM = split_tokens(hidden_BN, hidden)
         return replace(batch, keep_BK=keep_BK, hide_BM=hide_BM)
@@ -140,6 +143,11 @@ class JEPA(Objective):
         return self.target
 
 
+def kept_tokens(hidden_share: float, tokens: int) -> int:
+    """Return ceil((1 - hidden_share) * tokens), the ceiling of what is meant: 1 - 0.7 is a little above 0.3."""
+    return math.ceil(round((1.0 - hidden_share) * tokens, 6))
+
+
 class Predictor(nn.Module):
     """A narrow transformer that guesses hidden tokens from the visible ones and from positions."""
 
@@ -169,11 +177,13 @@ def effective_rank(tokens_ND: Tensor, most: int = 2048) -> Tensor:
     """Return exp of the entropy of the normalised singular values of centred tokens.
 
     Roy and Vetterli 2007, https://ieeexplore.ieee.org/document/7098875, definition 1. Between 1, all
-    tokens on a line, and D. Evenly spaced tokens are taken when there are more than `most`.
+    tokens on a line or in a point, and D. Evenly spaced tokens are taken when there are more than `most`.
     """
     tokens_ND = tokens_ND[:: max(1, -(-len(tokens_ND) // most))].float()
     with torch.autocast(tokens_ND.device.type, enabled=False):
         values = torch.linalg.svdvals(tokens_ND - tokens_ND.mean(dim=0))
+    # Tokens that are all the same leave float32's rounding after centring, which has full rank.
+    values = torch.where(values > ROUNDING * tokens_ND.norm(), values, 0.0)
     share = values / values.sum().clamp(min=torch.finfo(torch.float32).tiny)
     rank: Tensor = torch.special.entr(share).sum().exp()
     return rank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,14 @@ class Optim:
     def __post_init__(self) -> None:
         if self.schedule_steps < 1 or not 0 <= self.warmup_share < 1:
             raise ConfigError("--optim.schedule-steps must be at least 1 and --optim.warmup-share in 0..1")
-        if self.clip_norm is not None and self.clip_norm <= 0:
+        for name in ("lr", "lr_start", "lr_end"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"--optim.{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 < self.eps < 1:
+            raise ConfigError(f"--optim.betas {self.betas} must be in 0..1 and --optim.eps {self.eps} above 0")
+        if not all(0 <= value < math.inf for value in self.weight_decay):
+            raise ConfigError(f"--optim.weight-decay must be 0 or more, got {self.weight_decay}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ConfigError(f"--optim.clip-norm must be above 0, got {self.clip_norm}")
 
     def values(self, step: int) -> dict[str, float]:

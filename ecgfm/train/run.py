@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Data:
     """Compare every hash of the shards before starting; sizes are always compared."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.window_s <= 0 or self.clip <= 0:
+        if self.batch_size < 1 or not 0 < self.window_s < math.inf or not 0 < self.clip < math.inf:
             raise ConfigError("--data.batch-size, --data.window-s and --data.clip must be above 0")
 
 

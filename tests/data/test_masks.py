@@ -18,7 +18,7 @@ from ecgfm.errors import ConfigError
 
 CPU = torch.device("cpu")
 Runs = list[tuple[int, int]]
-SHAPES = [(200, 160, 10), (200, 150, 25), (64, 40, 5), (50, 40, 1), (30, 17, 8)]
+SHAPES = [(200, 160, 10), (200, 150, 25), (64, 40, 5), (50, 40, 1), (30, 17, 8), (100, 29, 10)]
 FIGURES: tuple[Callable[[Runs], int], ...] = (
     lambda row: max(length for _, length in row),  # longest run
     lambda row: min(length for _, length in row),  # shortest run
@@ -101,6 +101,14 @@ def test_masks_are_distributed_as_the_slow_process_draws_them(shape: tuple[int, 
     for figure in FIGURES:
         # With ties the test is the more lenient: each p-value is at least what it says.
         assert ks_2samp([figure(row) for row in fast], [figure(row) for row in slow]).pvalue > 1e-3
+
+
+def test_masks_are_as_likely_as_their_mirror_images() -> None:
+    # A remainder between two blocks lengthens either: were it always the first, 10 standard errors would show.
+    found = [runs(row) for row in hide(10_000, 60, 25, 8).numpy()]
+    longer = np.asarray([row[0][1] - row[-1][1] for row in found if len(row) > 1])
+    assert len(longer) > 4000
+    assert abs(longer.mean()) < 4 * longer.std() / np.sqrt(len(longer))
 
 
 def test_each_token_is_hidden_as_often_as_in_the_slow_process() -> None:

@@ -20,7 +20,7 @@ from ecgfm.encoders.base import Encoder
 from ecgfm.encoders.vit import ViT
 from ecgfm.errors import ConfigError
 from ecgfm.objectives.base import Progress, build_objective
-from ecgfm.objectives.jepa import JEPA, effective_rank
+from ecgfm.objectives.jepa import JEPA, effective_rank, kept_tokens
 
 ENCODER = ViT.Config(width=16, num_leads=3, patch_samples=100, depth=2, num_heads=2)
 SETTINGS = JEPA.Config(min_block=2, predictor_width=12, predictor_depth=1, predictor_heads=3)
@@ -378,3 +378,13 @@ def test_the_predictor_copies_the_encoder_at_half_its_width() -> None:
 def test_settings_that_cannot_work_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         JEPA.Config(**settings)  # type: ignore[arg-type]
+
+
+def test_effective_rank_of_tokens_that_differ_by_rounding_alone_is_one() -> None:
+    noise_ND = torch.randn(500, 64, generator=torch.Generator().manual_seed(0)) * 1e-7
+    assert effective_rank(1.0 + noise_ND).item() == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.7, 60), (0.75, 50), (0.85, 30), (0.8499, 31)])
+def test_kept_tokens_are_the_ceiling_of_what_is_meant(share: float, kept: int) -> None:
+    assert kept_tokens(share, 200) == kept
