@@ -13,8 +13,10 @@ without a layer norm; AdamW (0.9, 0.99), eps 1e-6; lr 1e-6 -> 1e-3 over the firs
 then a cosine to 1e-6; weight decay 0.01 -> 0.1 on linear and convolution weights; momentum 0.998 -> 0.9995;
 batch 2048 (B: 512 x 2); bfloat16 autocast; statistics per database and lead, clipped at 5.
 Ours: the same, except that the moving average and the schedules advance once per optimizer step (theirs:
-once per micro-batch), a resumed run goes on where it stopped (theirs begins the schedules again), and
-databases are drawn in proportion to their records and not by the paper's weights.
+once per micro-batch), a resumed run goes on where it stopped (theirs begins the schedules again), databases
+are drawn in proportion to their records and not by the paper's weights, and all share one mean and standard
+deviation per lead, which the published encoder applies too (`--data.scale database` is the paper's way, and
+that of its presets).
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ from ecgfm.train.run import Data, Run
 
 RUN = Run(encoder=vit.XS, objective=JEPA.Config(), data=Data(batch_size=64), optim=Optim(), engine=EngineConfig())
 PRESETS = {
-    "xs": replace(RUN, data=Data(batch_size=2048)),
-    "s": replace(RUN, encoder=vit.S, data=Data(batch_size=2048)),
-    "b": replace(RUN, encoder=vit.B, data=Data(batch_size=1024), engine=EngineConfig(accumulation=2)),
+    "xs": replace(RUN, data=Data(batch_size=2048, scale="database")),
+    "s": replace(RUN, encoder=vit.S, data=Data(batch_size=2048, scale="database")),
+    "b": replace(RUN, encoder=vit.B, data=Data(batch_size=1024, scale="database"), engine=EngineConfig(accumulation=2)),
 }
 
 if __name__ == "__main__":

@@ -149,9 +149,11 @@ def _steps(
 ) -> None:
     """Train from `start` to the run's last step, or to the step in which a signal came."""
     world, objective = engine.world, engine.objective
+    pooled = [contract] * len(shards.manifests)
+    scales = shards.manifests if run.data.scale == "database" else pooled
     prepare = Prepare(
-        torch.tensor([manifest.mean_mv for manifest in shards.manifests]),
-        torch.tensor([manifest.std_mv for manifest in shards.manifests]),
+        torch.tensor([scale.mean_mv for scale in scales]),
+        torch.tensor([scale.std_mv for scale in scales]),
         contract.clip,
     ).to(world.device)
     step, saved, position = start, start, loader.position

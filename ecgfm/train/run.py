@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ecgfm import config
 from ecgfm.data.loader import PRETRAINING_SPLITS
@@ -27,6 +27,9 @@ class Data:
     """Length of a window in seconds, cut at random from longer records."""
     batch_size: int = 64
     """Windows of an optimizer step, over all ranks and accumulated micro-batches."""
+    scale: Literal["pooled", "database"] = "pooled"
+    """Whose mean and standard deviation normalise a signal: those of all databases together, which are the published
+    encoder's, so that it sees in use what it saw in training; or those of its own database, as the paper does."""
     clip: float = 5.0
     """Normalised values are clipped to plus and minus this."""
     verify: bool = False
