@@ -64,7 +64,7 @@ def model_card(
         name=name,
         address=address or name,
         summary=f"An encoder of 12-lead electrocardiograms: {kind}, {millions} parameters{by} on windows of "
-        f"{seconds:g} s at {signal.rate_hz:g} Hz with [ecgfm](https://pypi.org/project/ecgfm).",
+        f"{seconds:g} s at {signal.rate_hz:g} Hz with [ecgfm](https://github.com/ecgfm/ecgfm).",
         width=encoder["width"],
         contract=_contract(signal),
         architecture=_table(("setting", "value"), [*_flat(encoder), ("parameters", f"{parameters:,}")]),
