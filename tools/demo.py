@@ -49,8 +49,6 @@ class Demo:
     """Synthetic recordings."""
     steps: int = 200
     """Optimizer steps."""
-    batch_size: int = 64
-    """Windows of a step."""
 
     def __post_init__(self) -> None:
         if (self.data is None) != (self.database == "synthetic"):
@@ -140,20 +138,15 @@ print("features", tuple(features.shape), "finite", bool(torch.isfinite(features)
 def pretrain(stages: Stages, settings: Demo, shards: Path, run: Path) -> None:
     """Train on two ranks, kill them all at a third of the way, and go on."""
     every = max(1, settings.steps // 10)
-    # What suits a few hundred small steps, and not the paper's 100,000 of 2048: shorter windows (twice as many a
-    # second), half the learning rate, and an average that is faster than 0.998.
     choices = {
+        "--preset": "laptop",
         "--data.shards": shards,
         "--out": run,
-        "--data.batch-size": settings.batch_size,
-        "--data.window-s": 5,
         "--optim.schedule-steps": settings.steps,
-        "--optim.lr": 5e-4,
         "--checkpoint-every": every,
         "--log-every": 5,
     }
     words = [word for name, value in choices.items() for word in (name, str(value))]
-    words += ["--objective.momentum", "0.996", "0.9995"]
     launcher = str(Path(sys.executable).with_name("deepspeed"))
     start = time.perf_counter()
     stages.show("pretrain", command := launch(launcher, words))
