@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -50,8 +51,10 @@ def test_the_way_from_recordings_to_an_encoder_runs_as_written(folder: Path) -> 
                 words = ["--master_port", str(free.getsockname()[1]), *words]
         programs = {"python": sys.executable, "deepspeed": str(Path(sys.executable).with_name("deepspeed"))}
         run([programs[name], *words], folder)
-    for name in ("ecg.png", "run.png", "features.png", "probe/probe.json", "encoder/README.md"):
-        assert (folder / "out" / name).stat().st_size > 1000
+    for name in ("ecg.png", "run.png", "features.png", "probe/probe.png", "encoder/README.md"):
+        assert (folder / "out" / name).stat().st_size > 2000
+    results = json.loads((folder / "out" / "probe" / "probe.json").read_text())["results"]
+    assert [result["label"] for result in results] == ["synthetic:lbbb"]
 
 
 def test_the_example_in_python_runs_as_written(folder: Path) -> None:
