@@ -9,6 +9,7 @@ Shapes: B windows, L leads, T samples, N tokens, K kept tokens, D width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,7 +51,7 @@ class ViT(Encoder):
                     raise ConfigError(
                         f"--encoder.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
                     )
-            if self.num_registers < 0 or not 0 < self.mlp_ratio < 100:
+            if self.num_registers < 0 or not 0 < self.mlp_ratio < math.inf:
                 raise ConfigError(
                     f"--encoder.num-registers {self.num_registers} must be 0 or more and --encoder.mlp-ratio "
                     f"{self.mlp_ratio} above 0"
