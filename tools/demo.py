@@ -82,6 +82,11 @@ class Stages:
         """Remember a row of the closing table."""
         self.rows.append((name, note, str(made), seconds))
 
+    def result(self, note: str) -> None:
+        """Say what came of the last stage."""
+        name, _, made, seconds = self.rows[-1]
+        self.rows[-1] = (name, note, made, seconds)
+
     def table(self) -> Table:
         """Return what was made and where."""
         table = Table("stage", "result", "where", "s", title=f"made in {time.perf_counter() - self.began:.0f} s")
@@ -111,6 +116,7 @@ def main() -> None:
     convert = [python, "tools/convert.py", settings.database, str(source), str(shards), "--workers", str(RANKS)]
     stages.run("convert", [*convert, "--records-per-shard", "200"], shards)
     manifest = read_manifest(shards)
+    stages.result(f"{manifest.kept} of {manifest.seen} records kept")
     stages.run("check", [python, "tools/check_shards.py", str(shards)], shards, f"{manifest.kept} records are whole")
     pretrain(stages, settings, shards, run)
     stages.run("export", [python, "tools/export.py", str(run), str(encoder)], encoder, "weights, contract, card")
@@ -118,7 +124,10 @@ def main() -> None:
     label = balanced_labels(manifest)
     words = [word for one in label for word in ("--label", one)]
     probe = [python, "tools/probe.py", str(encoder), str(shards), *words, "--out", str(out / "probe")]
-    stages.run("probe", probe, out / "probe", "against untrained weights")
+    stages.run("probe", probe, out / "probe")
+    first = json.loads((out / "probe" / "probe.json").read_text())["results"][0]
+    values = [first[which]["value"] for which in ("pretrained", "untrained")]
+    stages.result(f"{first['label']}: AUROC {values[0]:.3f}, untrained {values[1]:.3f}")
     draw(stages, out, shards, run, encoder, label[0])
     stages.console.print(stages.table())
 
@@ -162,8 +171,7 @@ def pretrain(stages: Stages, settings: Demo, shards: Path, run: Path) -> None:
     stages.console.print(f"[red]killed all ranks[/red] after step {killed}; the same command goes on:")
     stages.run("resume", launch(launcher, words), run)
     metrics = read_metrics(run)
-    name, _, made, seconds = stages.rows[-1]
-    stages.rows[-1] = (name, f"loss {metrics[0]['loss']:.3f} -> {metrics[-1]['loss']:.3f}", made, seconds)
+    stages.result(f"loss {metrics[0]['loss']:.3f} -> {metrics[-1]['loss']:.3f}")
 
 
 def launch(launcher: str, words: list[str]) -> list[str]:
