@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from ecgfm.rng import derive, generator
 
 NUMBERS = st.lists(st.integers(0, 2**63), max_size=4)
+# A purpose that ends in a digit could be taken for a purpose and a number, and is refused.
+PURPOSES = st.text(max_size=12).filter(lambda purpose: not purpose[-1:].isdigit())
 
 
 def test_seeds_are_the_same_on_every_machine() -> None:
@@ -23,7 +25,7 @@ def test_seeds_are_the_same_on_every_machine() -> None:
 
 
 @settings(deadline=None)
-@given(seed=st.integers(0, 2**40), purpose=st.text(max_size=12), numbers=NUMBERS)
+@given(seed=st.integers(0, 2**40), purpose=PURPOSES, numbers=NUMBERS)
 def test_seeds_are_63_bits_of_a_hash_of_the_words(seed: int, purpose: str, numbers: list[int]) -> None:
     text = f"{seed} {purpose}" + "".join(f" {number}" for number in numbers)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 STEPS = 10
 
@@ -26,7 +27,11 @@ def test_losses_are_the_golden_ones(
     assert done.returncode == 0, done.stderr[-3000:]
     golden = Path(__file__).with_name(f"{recipe}.json")
     found = losses(tmp_path / "run")
+    version = ".".join(torch.__version__.split(".")[:2])
     if request.config.getoption("--rewrite-golden"):
-        golden.write_text(json.dumps(found, indent=1) + "\n")
+        golden.write_text(json.dumps({"torch": version, "losses": found}, indent=1) + "\n")
+    wanted = json.loads(golden.read_text())
+    if wanted["torch"] != version:
+        pytest.skip(f"torch {version} draws other random weights than {wanted['torch']}, whose curve is kept")
     # Float32 sums in another order on another processor: 1e-6 each, a little more after ten steps.
-    assert found == pytest.approx(json.loads(golden.read_text()), rel=2e-5)
+    assert found == pytest.approx(wanted["losses"], rel=2e-5)
