@@ -45,7 +45,7 @@ def main() -> None:
     settings = tyro.cli(PlotFeatures, description=__doc__)
     shards = Shards(settings.shards)
     colors = _labels(read_labels(shards), settings.label)
-    encoder = ECGEncoder.from_pretrained(settings.encoder).to(settings.device)
+    encoder = ECGEncoder.from_pretrained(settings.encoder, map_location=settings.device)
     with RecordBar("features", Console(), keep=False) as bar:
         features = embed_shards(encoder, shards, bar.update)
     save(plot_features(features, colors), settings.out)

@@ -69,7 +69,7 @@ def main() -> None:
             raise ConfigError("--label is missing: give one or more of the above")
         return
     targets = [target(labelled, label, settings.folds) for label in settings.label]
-    encoder = ECGEncoder.from_pretrained(settings.encoder).to(settings.device)
+    encoder = ECGEncoder.from_pretrained(settings.encoder, map_location=settings.device)
     encoders = {settings.encoder: encoder}
     for number in range(settings.untrained):
         encoders[f"random weights {number}"] = untrained(encoder, settings.seed + number)

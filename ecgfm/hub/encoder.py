@@ -180,7 +180,8 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
             map_location: Device of the weights.
 
         Raises:
-            ContractError: A file is missing, damaged, or asks for what this version does not know.
+            ContractError: A file is missing, damaged, or asks for what this version does not know; or the
+                device cannot be used.
         """
         where = str(pretrained_model_name_or_path)
         if Path(where).is_dir():
@@ -208,7 +209,11 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
         load_weights_(model.encoder, files[WEIGHTS])
         if files[README].is_file():
             model.card = files[README].read_text(encoding="utf-8")
-        return model.to(map_location).eval()
+        try:
+            return model.to(map_location).eval()
+        except (RuntimeError, AssertionError) as error:  # torch raises either, for no driver or a wrong name
+            reason = str(error).splitlines()[0]
+            raise ContractError(f"device {str(map_location)!r} cannot be used: {reason}; 'cpu' always can") from error
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the three files; the card's example then names `repo_id`. See the mixin for the options.

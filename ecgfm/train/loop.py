@@ -293,6 +293,9 @@ def _introduce(
     skipped = len(loader.shards) - len(loader.records)
     if skipped:
         log.say(f"{skipped:,} records are left out: of a held-out split, or shorter than {run.data.window_s:g} s")
+    if start >= run.last_step:
+        log.say(f"it has {start:,} steps already and is asked for {run.last_step:,}: nothing to do")
+        return
     if start:
         log.say(f"going on from step {start:,}")
     if run.last_step < run.optim.schedule_steps:

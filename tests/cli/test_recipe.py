@@ -135,3 +135,11 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before_whole(
         assert json.loads((disk / "run" / "checkpoints" / kept[0] / "state.json").read_text())["step"] == 1
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_run_that_is_at_its_end_says_so_and_stays_as_it_is(trained: Path, tiny: list[str], command: Command) -> None:
+    before = (trained / "metrics.jsonl").read_text()
+    done = command(RECIPE, *tiny, "--steps", "1", "--out", trained)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "it has 2 steps already and is asked for 1: nothing to do" in done.stdout
+    assert (trained / "metrics.jsonl").read_text() == before

@@ -304,3 +304,10 @@ def test_loading_an_encoder_needs_no_training_or_conversion_package() -> None:
     code = f"import sys, ecgfm; ecgfm.ECGEncoder; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(encoder: ECGEncoder, tmp_path: Path, device: str) -> None:
+    encoder.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ContractError, match=f"device '{device}' cannot be used: .*; 'cpu' always can"):
+        ECGEncoder.from_pretrained(tmp_path / "encoder", map_location=device)
