@@ -1,4 +1,4 @@
-"""One ECG recording as a database gives it: integer counts with their scale, names and labels.
+"""One ECG recording as a database gives it: numbers with their scale, lead names and labels.
 
 Shapes: L leads, T samples.
 """
@@ -19,7 +19,11 @@ MISSING = np.int16(-32768)
 Sex = Literal["female", "male"]
 
 
-@dataclass(frozen=True, kw_only=True)
+Counts = NDArray[np.int16] | NDArray[np.float32] | NDArray[np.float64]
+
+
+# slots: a database of a million records has as many of these in memory.
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RecordRef:
     """Where a record is, found without reading any signal."""
 
@@ -27,24 +31,28 @@ class RecordRef:
     """Name of the record, unique within its database."""
     path: Path
     """The header or file to read."""
+    index: int = 0
+    """Which record of a file that holds several. Records are read in the order of path and index."""
     split: str = "all"
     """Which shards it goes to: `all`; the published `train`, `val`, `test`; or `unknown`, when the database has
     held-out records and this copy does not say which. Pretraining reads `all` and `train` only."""
     info: Mapping[str, str] = field(default_factory=dict)
-    """The row of the database's table that belongs to it, as text."""
+    """What the database's tables say of it and `read` needs, as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One recording in its native rate, lead order and counts.
 
-    A sample's value is `(count - offset_counts) * microvolt_per_count`; the count `MISSING` says that
-    there is none.
+    A sample's value is `(count - offset_counts) * microvolt_per_count`. Where there is no sample the count is
+    `MISSING`, or NaN in a record of floats.
     """
 
     record: str
     database: str
-    counts_LT: NDArray[np.int16]
+    counts_LT: Counts
+    """Shape (L, T), C-contiguous. int16 as a converter gave them, or float32 or float64 where the database publishes
+    no counts; those of a database in millivolt have 1000 microvolt per count."""
     leads: tuple[str, ...]
     """L names as published."""
     microvolt_per_count: NDArray[np.float64]
@@ -65,6 +73,6 @@ class Record:
 
     def __post_init__(self) -> None:
         shape = (len(self.leads),)
-        assert self.counts_LT.ndim == 2 and self.counts_LT.dtype == np.int16, self.record
+        assert self.counts_LT.ndim == 2 and self.counts_LT.dtype in (np.int16, np.float32, np.float64), self.record
         assert self.counts_LT.shape[0] == len(self.leads), self.record
         assert self.microvolt_per_count.shape == shape and self.offset_counts.shape == shape, self.record

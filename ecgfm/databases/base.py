@@ -10,12 +10,28 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from ecgfm import parts
 from ecgfm.errors import ConfigError, DatabaseError
 from ecgfm.record import Record, RecordRef
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """Where the files of a database are published, for tools/download.py."""
+
+    address: str
+    """Folder that the files are below, ending in a slash."""
+    sums: str = "SHA256SUMS.txt"
+    """Published list of hashes below `address`: a line `<hash>  <path>` for every file. The length of a hash says its
+    kind (SHA-256 or MD5). Empty where none is published; then `files` lists what there is."""
+    files: tuple[str, ...] = ()
+    """Patterns (fnmatch) of the paths that are needed, relative to `address`; all of them when empty."""
+    steps: str = ""
+    """What a person must do first (an account, a form), where the files are not open; then nothing is fetched."""
 
 
 class Database(abc.ABC):
@@ -33,6 +49,17 @@ class Database(abc.ABC):
     """Version that this reader was written for."""
     expected_records: ClassVar[int | None] = None
     """Records in a whole copy, so that a partial download is noticed; None when it has no fixed number."""
+    native_rates_hz: ClassVar[tuple[float, ...]] = ()
+    """Sampling rates that it publishes; empty when it has no fixed one."""
+    native_leads: ClassVar[tuple[str, ...]] = ()
+    """Names of its leads as its files spell and order them; empty when they differ from record to record."""
+    native_unit: ClassVar[str] = "mV"
+    """Unit that its files state."""
+    highpass_hz: ClassVar[float | None] = None
+    """High-pass filter that its signals need for training, applied unless another is asked for; see
+    `ecgfm.signal.highpass`."""
+    download: ClassVar[Download | None] = None
+    """Where its files are; None when they cannot be fetched one by one."""
     mends: ClassVar[Mapping[str, str]] = {}
     """Optional rules by name, with what they do; off unless asked for with `--mend NAME`."""
 
