@@ -16,9 +16,10 @@ PACKAGE = ROOT / "ecgfm"
 # What each folder may import of the package, besides itself. Files at the top level are "words".
 BELOW: dict[str, set[str]] = {
     "words": set(),
+    "labels": {"words"},
     "signal": {"words"},
     "databases": {"words", "signal"},
-    "shards": {"words", "signal", "databases"},
+    "shards": {"words", "labels", "signal", "databases"},
     "data": {"words", "signal", "databases", "shards"},
     "kernels": {"words"},
     "nn": {"words", "kernels"},
@@ -26,7 +27,7 @@ BELOW: dict[str, set[str]] = {
     "objectives": {"words", "signal", "data", "kernels", "nn", "encoders"},
     "train": {"words", "signal", "databases", "shards", "data", "kernels", "nn", "encoders", "objectives"},
     "hub": {"words", "signal", "kernels", "nn", "encoders"},
-    "eval": {"words", "signal", "databases", "shards", "data", "kernels", "nn", "encoders", "hub"},
+    "eval": {"words", "labels", "signal", "databases", "shards", "data", "kernels", "nn", "encoders", "hub"},
 }
 # Libraries that only these files or folders import.
 OWNERS: dict[str, tuple[str, ...]] = {
