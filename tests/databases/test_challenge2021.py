@@ -12,12 +12,12 @@ import pytest
 import wfdb
 from numpy.typing import NDArray
 
+from ecgfm.databases._challenge2021 import COHORTS, Challenge2021
 from ecgfm.databases.base import load_database
 from ecgfm.errors import ConfigError, DatabaseError, RecordError
 from ecgfm.leads import LEADS
 from ecgfm.record import MISSING, Record
-from ecgfm.signal.canonical import Canonical, canonical
-from ecgfm.signal.quality import Bounds
+from ecgfm.signal.canonical import Canonical, Policy, Segment, canonical
 
 Write = Callable[..., Path]
 GAIN_RULE = "gain-2000000-is-1000"
@@ -29,8 +29,13 @@ def read_only(name: str, root: Path, mend: tuple[str, ...] = ()) -> Record:
     return database.read(ref)
 
 
-def in_canonical_form(record: Record) -> Canonical:
-    return canonical(record, rate_hz=500.0, min_s=10.0, bounds=Bounds())
+def in_canonical_form(record: Record) -> Segment:
+    """Return the one segment that the writer makes of a short record."""
+    return canonical_form(record).segments[0]
+
+
+def canonical_form(record: Record) -> Canonical:
+    return canonical(record, Policy())
 
 
 @pytest.mark.parametrize(
@@ -118,10 +123,12 @@ def test_comments_are_read_as_they_are_written(
         ("georgia", "HR00001", "convert it as challenge-ptb-xl"),
         ("challenge-ptb-xl", "S0001", "convert it as ptb$"),
         ("ptb", "E00001", "convert it as georgia"),
-        ("ningbo", "JS00001", "chapman_shaoxing.*no reader"),
-        ("ningbo", "A0001", "cpsc_2018"),
-        ("ningbo", "Q0001", "cpsc_2018_extra"),
-        ("ptb", "I0001", "st_petersburg_incart"),
+        ("ningbo", "JS10646", "chapman_shaoxing.*convert it as chapman-shaoxing"),
+        ("chapman-shaoxing", "JS10647", "convert it as ningbo"),
+        ("ningbo", "A0001", "convert it as cpsc-2018$"),
+        ("cpsc-2018", "Q0001", "cpsc_2018_extra.*convert it as cpsc-extra"),
+        ("cpsc-extra", "A0001", "convert it as cpsc-2018$"),
+        ("ptb", "I0001", "convert it as st-petersburg-incart"),
         ("georgia", "00001_lr", "not a record of the PhysioNet/CinC Challenge 2021"),
     ],
 )
@@ -132,6 +139,53 @@ def test_a_record_of_another_cohort_is_refused_by_its_name(
     with pytest.raises(DatabaseError, match=words) as caught:
         list(load_database(name).refs(tmp_path))
     assert stranger in str(caught.value)
+
+
+def test_every_cohort_has_the_reader_that_refusals_name() -> None:
+    for cohort in COHORTS:
+        database = load_database(cohort.database)
+        assert isinstance(database, Challenge2021) and database.cohort == cohort.folder
+        assert database.download is not None and database.download.files == (f"training/{cohort.folder}/*",)
+    assert len({cohort.database for cohort in COHORTS}) == len(COHORTS) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "source", "numbers"),
+    [
+        ("chapman-shaoxing", "chapman_shaoxing", "ningbo", "JS00001 JS00002 JS00004 JS10646"),
+        ("cpsc-2018", "cpsc_2018", "georgia", "A0001 A0002 A6876 A6877"),
+        ("cpsc-extra", "cpsc_2018_extra", "georgia", "Q0001 Q0003 Q0400 Q3581"),
+    ],
+)
+def test_a_cohort_without_a_sample_is_read_from_its_layout(
+    ecg_data: Path, tmp_path: Path, write_challenge: Write, name: str, folder: str, source: str, numbers: str
+) -> None:
+    # No file of these cohorts is at hand: signals of another cohort under their folder, group and record names,
+    # cut to the lengths between which the records of CPSC lie.
+    paths = sorted((ecg_data / "challenge-2021/training" / source / "g1").glob("*.hea"))
+    written = {}
+    for place, (path, record) in enumerate(zip(paths, numbers.split(), strict=False)):
+        counts_LT = wfdb.rdrecord(str(path.with_suffix("")), physical=False).d_signal.T.astype(np.int16)
+        counts_LT = np.tile(counts_LT, 15)[:, : (5000, 4000, 49_000, 72_000)[place]]
+        write_challenge(tmp_path / "training" / folder / f"g{place + 1}", record, counts_LT)
+        written[record] = counts_LT
+    database = load_database(name)
+    refs = list(database.refs(tmp_path))
+    assert [ref.record for ref in refs] == list(written)
+    for ref in refs:
+        record_read = database.read(ref)
+        np.testing.assert_array_equal(record_read.counts_LT, written[ref.record])
+        assert (record_read.database, record_read.rate_hz, record_read.patient) == (name, 500.0, None)
+        assert record_read.leads == database.native_leads and record_read.rate_hz in database.native_rates_hz
+
+
+@pytest.mark.parametrize("name", ["georgia", "ningbo", "ptb", "challenge-ptb-xl"])
+def test_facts_are_those_of_the_files(ecg_data: Path, name: str) -> None:
+    database = load_database(name)
+    for ref in database.refs(ecg_data / "challenge-2021"):
+        theirs = wfdb.rdheader(str(ref.path.with_suffix("")))
+        assert theirs.fs in database.native_rates_hz and tuple(theirs.sig_name) == database.native_leads
+        assert set(theirs.units) == {database.native_unit}
 
 
 def test_a_record_that_is_there_twice_is_found_twice(tmp_path: Path, write_challenge: Write) -> None:
@@ -177,7 +231,7 @@ def test_the_gain_rule_leaves_right_gains_alone(
     assert record.mended == () and (record.microvolt_per_count == 1.0).all()
 
 
-@pytest.mark.parametrize("name", ["georgia", "ningbo", "challenge-ptb-xl"])
+@pytest.mark.parametrize("name", [cohort.database for cohort in COHORTS if cohort.database != "ptb"])
 def test_the_gain_rule_is_ptbs_alone(name: str) -> None:
     with pytest.raises(ConfigError, match=GAIN_RULE):
         load_database(name, mend=(GAIN_RULE,))
@@ -192,24 +246,19 @@ def test_a_good_record_keeps_its_counts_to_the_shard(
     assert form.microvolt_per_count == 1.0
 
 
-def flatten(counts_LT: NDArray[np.int16]) -> None:
-    counts_LT[7] = 12
-
-
 def blank(counts_LT: NDArray[np.int16]) -> None:
     counts_LT[7] = MISSING
 
 
 def drop_samples(counts_LT: NDArray[np.int16]) -> None:
-    counts_LT[7, 100:103] = MISSING
+    counts_LT[7, 100:160] = MISSING
 
 
 @pytest.mark.parametrize(
     ("spoil", "reason", "words"),
     [
-        (flatten, "lead-flat", "V2"),
-        (blank, "lead-all-missing", "V2"),
-        (drop_samples, "samples-missing", "3 of 5000 samples missing in V2"),
+        (blank, "samples-missing", r"5,000 samples in a row \(10 s\) are missing in V2"),
+        (drop_samples, "samples-missing", r"60 samples in a row \(0\.12 s\) are missing in V2"),
     ],
 )
 def test_a_spoilt_lead_is_refused_by_name(
@@ -227,6 +276,12 @@ def test_a_spoilt_lead_is_refused_by_name(
     assert caught.value.reason == reason
 
 
+def test_a_flat_lead_is_kept_and_named(tmp_path: Path, write_challenge: Write, counts_LT: NDArray[np.int16]) -> None:
+    counts_LT[7] = 12
+    write_challenge(tmp_path, "E00001", counts_LT)
+    assert in_canonical_form(read_only("georgia", tmp_path)).flags["flat-lead"] == ("V2",)
+
+
 def test_a_missing_chest_lead_is_refused_and_a_missing_limb_lead_derived(
     tmp_path: Path, write_challenge: Write, counts_LT: NDArray[np.int16]
 ) -> None:
@@ -236,10 +291,11 @@ def test_a_missing_chest_lead_is_refused_and_a_missing_limb_lead_derived(
     assert caught.value.reason == "lead-missing"
     kept = [index for index, lead in enumerate(LEADS) if lead != "III"]
     write_challenge(tmp_path / "b", "E00001", counts_LT[kept], leads=tuple(LEADS[index] for index in kept))
-    form = in_canonical_form(read_only("georgia", tmp_path / "b"))
+    whole = canonical_form(read_only("georgia", tmp_path / "b"))
+    (form,) = whole.segments
     expected_mv = (counts_LT[1].astype(float) - counts_LT[0]) * 1e-3
     np.testing.assert_allclose(form.counts_LT[2] * form.microvolt_per_count * 1e-3, expected_mv, atol=0.5e-3)
-    assert form.derived == ("III",)
+    assert whole.derived == ("III",)
 
 
 @pytest.mark.parametrize(

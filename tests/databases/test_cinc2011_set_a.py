@@ -12,6 +12,7 @@ import wfdb
 
 from ecgfm.databases.base import load_database
 from ecgfm.errors import DatabaseError
+from ecgfm.leads import LEADS
 
 Write = Callable[..., Path]
 
@@ -48,3 +49,29 @@ def test_a_foreign_table_is_refused(tmp_path: Path, table: str) -> None:
     (tmp_path / "quality.csv").write_text(table)
     with pytest.raises(DatabaseError, match=r"quality\.csv"):
         list(load_database("cinc2011-set-a").refs(tmp_path))
+
+
+def test_exchanged_names_of_avl_and_avf_are_put_right(ecg_data: Path) -> None:
+    database = load_database("cinc2011-set-a")
+    exchanged: Counter[str] = Counter()
+    for ref in list(database.refs(ecg_data / "cinc2011-set-a"))[::20]:
+        record = database.read(ref)
+        if ref.info["quality"] != "acceptable":
+            continue
+        lead = dict(zip(record.leads, record.counts_LT.astype(float), strict=True))
+        # Rounding to a count in each of three leads.
+        assert np.abs(lead["aVL"] - (lead["I"] - lead["II"] / 2)).max() <= 2
+        assert np.abs(lead["aVF"] - (lead["II"] - lead["I"] / 2)).max() <= 2
+        exchanged.update(record.mended)
+    assert exchanged["avl-and-avf-exchanged"] > 20
+
+
+def test_right_names_are_left_alone(ecg_data: Path, tmp_path: Path, write_challenge: Write) -> None:
+    ludb = load_database("ludb")
+    counts_LT = np.asarray(ludb.read(next(ludb.refs(ecg_data / "ludb"))).counts_LT, dtype=np.int16)
+    write_challenge(tmp_path, "1", counts_LT)
+    write_challenge(tmp_path, "2", np.zeros((12, 5000), np.int16))
+    (tmp_path / "quality.csv").write_text("record,quality\n1,acceptable\n2,unacceptable\n")
+    database = load_database("cinc2011-set-a")
+    for record in map(database.read, database.refs(tmp_path)):
+        assert (record.leads, record.mended) == (LEADS, ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def write_table(root: Path, **changed: str) -> None:
     """Write a table of record 1, with the entries that a test changes."""
     row = {
         "ecg_id": "1", "patient_id": "15709.0", "age": "56.0", "sex": "1", "scp_codes": "{'NORM': 100.0}",
-        "strat_fold": "3", "filename_lr": "records100/00000/00001_lr", "filename_hr": "records500/00000/00001_hr",
+        "heart_axis": "", "strat_fold": "3", "filename_lr": "records100/00000/00001_lr", "filename_hr": "records500/00000/00001_hr",
     } | changed  # fmt: skip
     with (root / "ptbxl_database.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(row))
@@ -58,12 +59,38 @@ def test_signals_are_those_of_wfdb(ecg_data: Path) -> None:
         np.testing.assert_allclose(signal_LT, theirs.p_signal.T, rtol=0, atol=1e-12)
         assert tuple(canonical_name(lead) for lead in record.leads) == LEADS
         assert record.rate_hz == 100.0
+        assert record.leads == database.native_leads and record.rate_hz in database.native_rates_hz
+
+
+def test_the_download_brings_the_records_at_500_hz_alone(ecg_data: Path) -> None:
+    download = load_database("ptb-xl").download
+    assert download is not None
+    with (ecg_data / "ptb-xl/ptbxl_database.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def brought(path: str) -> bool:
+        return any(fnmatch(path, pattern) for pattern in download.files)
+
+    assert brought("ptbxl_database.csv")
+    assert all(brought(f"{row['filename_hr']}.hea") and brought(f"{row['filename_hr']}.dat") for row in rows)
+    assert not any(brought(f"{row['filename_lr']}.hea") for row in rows)
+
+
+def test_a_report_of_several_lines_ends_no_row(ecg_data: Path, copy: Path) -> None:
+    with (ecg_data / "ptb-xl/ptbxl_database.csv").open(encoding="utf-8", newline="") as file:
+        first, second, *_ = csv.DictReader(file)
+    with (copy / "ptbxl_database.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(first))
+        writer.writeheader()
+        writer.writerows([first | {"report": 'sinus, "rhythm"\r\n2,00009,\n'}, second])
+    database = load_database("ptb-xl")
+    assert [database.read(ref).patient for ref in database.refs(copy)] == ["15709", "13243"]
 
 
 def test_fields_of_the_first_row(ecg_data: Path) -> None:
     record = read_first(ecg_data / "ptb-xl")
     assert (record.patient, record.age, record.sex, record.fold) == ("15709", 56.0, "female", 3)
-    assert record.labels == {"scp": ("NORM", "LVOLT", "SR")}
+    assert record.labels == {"scp": ("NORM", "LVOLT", "SR"), "heart-axis": ()}
 
 
 @pytest.mark.parametrize(("fold", "split"), [("1", "train"), ("8.0", "train"), ("9", "val"), ("10", "test")])

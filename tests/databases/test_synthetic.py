@@ -17,8 +17,7 @@ from ecgfm.databases.base import load_database
 from ecgfm.databases.synthetic import INDEX, MARKER, write
 from ecgfm.errors import ConfigError, DatabaseError, RecordError
 from ecgfm.leads import LEADS
-from ecgfm.signal.canonical import canonical
-from ecgfm.signal.quality import Bounds
+from ecgfm.signal.canonical import Policy, canonical
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,8 +70,9 @@ def test_every_record_has_one_rhythm_one_morphology_and_passes_the_conversion_bi
         record = reader.read(ref)
         rhythm, morphology = record.labels["synthetic"]
         assert rhythm in RHYTHMS and morphology in MORPHOLOGIES
-        kept = canonical(record, rate_hz=500.0, min_s=10.0, bounds=Bounds())
-        assert kept.microvolt_per_count == 1 and not kept.derived
+        form = canonical(record, Policy())
+        (kept,) = form.segments
+        assert kept.microvolt_per_count == 1 and not form.derived and kept.flags.keys() <= {"powerline"}
         np.testing.assert_array_equal(kept.counts_LT, record.counts_LT)
 
 
