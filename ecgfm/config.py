@@ -34,6 +34,9 @@ def to_dict(settings: Any) -> Any:
     if isinstance(settings, Mapping):
         return {str(key): to_dict(value) for key, value in settings.items()}
     if isinstance(settings, tuple | list):
+        # The index of a shard is written like this, thousands of numbers and words at a time.
+        if all(type(value) in (str, int, float) for value in settings):
+            return list(settings)
         return [to_dict(value) for value in settings]
     if isinstance(settings, Path):
         return str(settings)
@@ -192,6 +195,9 @@ def _read_tuple(inner: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...
     if not isinstance(data, list | tuple):
         raise ConfigError(f"{where}: {data!r} is not a list")
     if inner[-1] is Ellipsis:
+        # The index of a million samples is read like this: nothing has to be looked at but the types.
+        if inner[0] in (str, int) and all(type(value) is inner[0] for value in data):
+            return tuple(data)
         return tuple(_read(inner[0], value, f"{where}[{index}]") for index, value in enumerate(data))
     if len(data) != len(inner):
         raise ConfigError(f"{where}: needs {len(inner)} values, got {len(data)}")

@@ -29,15 +29,20 @@ class RecordRef:
 
     record: str
     """Name of the record, unique within its database."""
-    path: Path
-    """The header or file to read."""
+    file: str
+    """The header or file to read; as text, which takes a fifth of the memory of a `Path`."""
     index: int = 0
-    """Which record of a file that holds several. Records are read in the order of path and index."""
+    """Which record of a file that holds several. Records are read in the order of file and index."""
     split: str = "all"
     """Which shards it goes to: `all`; the published `train`, `val`, `test`; or `unknown`, when the database has
     held-out records and this copy does not say which. Pretraining reads `all` and `train` only."""
     info: Mapping[str, str] = field(default_factory=dict)
     """What the database's tables say of it and `read` needs, as text."""
+
+    @property
+    def path(self) -> Path:
+        """The header or file to read."""
+        return Path(self.file)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ import pytest
 
 from ecgfm import errors
 from ecgfm.errors import EcgfmError, RecordError
-from ecgfm.leads import LEADS
-from ecgfm.signal.quality import Bounds, check
+from ecgfm.signal.canonical import quantise
+
+HIGH = np.full((12, 5000), 1e6)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -25,13 +26,12 @@ def test_a_record_error_keeps_reason_and_message_when_pickled(protocol: int) -> 
 
 
 def test_a_record_error_comes_back_whole_from_a_worker_process() -> None:
-    flat = np.zeros((12, 5000))
     # A process that is started anew has nothing but what is pickled.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool, pytest.raises(RecordError) as caught:
-        pool.submit(check, flat, LEADS, Bounds()).result()
+        pool.submit(quantise, HIGH).result()
     with pytest.raises(RecordError) as here:
-        check(flat, LEADS, Bounds())
+        quantise(HIGH)
     assert (caught.value.reason, str(caught.value)) == (here.value.reason, str(here.value))
 
 

@@ -188,7 +188,7 @@ def draw(stages: Stages, out: Path, shards: Path, run: Path, encoder: Path, labe
     pictures.mkdir()
     scheme = label.partition(":")[0]
     commands = {
-        "ecg": ["tools/plot_ecg.py", str(shards), "--hidden"],
+        "ecg": ["tools/plot_record.py", str(shards), "--hidden"],
         "run": ["tools/plot_run.py", str(run)],
         "features": ["tools/plot_features.py", str(encoder), str(shards), "--label", scheme],
     }

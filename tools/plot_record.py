@@ -1,8 +1,10 @@
-"""Draw a record of shards on ECG paper, 25 mm/s and 10 mm/mV.
+"""Draw records of shards on ECG paper, 25 mm/s and 10 mm/mV.
 
-    python tools/plot_ecg.py SHARDS --record NAME --out record.png --hidden
+    python tools/plot_record.py SHARDS --record NAME --out record.png --hidden
+    python tools/plot_record.py shards/* --out page.pdf
 
---hidden shades blocks such as pretraining hides from the encoder.
+One folder of shards makes one page, several make a page for each. --hidden shades blocks such as pretraining hides
+from the encoder.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from ecgfm import config
 from ecgfm.data.batch import Draws
 from ecgfm.data.masks import hide_blocks
 from ecgfm.errors import ConfigError
-from ecgfm.eval.plots import plot_ecg, save
+from ecgfm.eval.plots import plot_pages, save
 from ecgfm.shards.reader import Sample, Shards
 
 TOKEN_S = 0.05
@@ -28,60 +30,75 @@ MIN_BLOCK = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlotECG:
-    """Draw a record on ECG paper."""
+class PlotRecord:
+    """Draw records on ECG paper."""
 
-    shards: tyro.conf.Positional[Path]
-    """Folder that tools/convert.py wrote."""
+    shards: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders that tools/convert.py wrote; a record of each is drawn."""
     out: Path
     """Picture to write; the ending says which kind, such as .png or .pdf."""
     record: str | None = None
     """Name of the record; the first one when left out."""
+    start_s: float = 0.0
+    """Second of a long recording whose segment is drawn."""
     hidden: bool = False
     """Shade blocks such as pretraining hides."""
     hidden_share: float = 0.8
     """Share of the time that is hidden."""
     seed: int = 0
     """Of the hidden blocks."""
-    dpi: int = 200
-    """Dots per inch of a .png."""
+    dpi: int | None = None
+    """Dots per inch of a .png; 200, or 100 for several pages."""
 
     def __post_init__(self) -> None:
+        if not self.shards:
+            raise ConfigError("give one or more folders of shards")
         if not 0.1 <= self.hidden_share <= 0.95:
             raise ConfigError(f"--hidden-share must be 0.1 to 0.95, got {self.hidden_share}")
 
 
 def main() -> None:
-    """Find the record and draw it."""
-    settings = tyro.cli(PlotECG, description=__doc__)
-    shards = Shards([settings.shards])
-    sample = shards.sample(0 if settings.record is None else _find(shards, settings.record))
-    seconds = sample.counts_LT.shape[1] / sample.rate_hz
+    """Find the records and draw them."""
+    settings = tyro.cli(PlotRecord, description=__doc__)
+    samples = []
+    for folder in settings.shards:
+        shards = Shards([folder])
+        samples.append(
+            shards.sample(0 if settings.record is None else _find(shards, settings.record, settings.start_s))
+        )
+    seconds = min(sample.counts_LT.shape[1] / sample.rate_hz for sample in samples)
     blocks = _blocks(min(seconds, 10.0), settings) if settings.hidden else None
-    figure = plot_ecg(sample.signal_LT, sample.rate_hz, title=_title(sample), hidden=blocks)
-    save(figure, settings.out, dpi=settings.dpi)
+    figure = plot_pages([(_title(sample), sample.signal_LT, sample.rate_hz) for sample in samples], blocks)
+    save(figure, settings.out, dpi=settings.dpi or (200 if len(samples) == 1 else 100))
     print(settings.out)
 
 
-def _find(shards: Shards, record: str) -> int:
-    names = [str(shards.about(index)["record"]) for index in range(len(shards))]
+def _find(shards: Shards, record: str, start_s: float) -> int:
+    """Return the segment of a record that holds the second asked for."""
+    members = [shard.members for manifest in shards.manifests for shard in manifest.shards]
+    names = [name for member in members for name in member.record]
     if record not in names:
-        near = difflib.get_close_matches(record, names, n=3, cutoff=0.4) or names[:3]
+        near = difflib.get_close_matches(record, dict.fromkeys(names), n=3, cutoff=0.4) or names[:3]
         raise ConfigError(
-            f"--record {record}: it is not among the {len(names)} records; there are {', '.join(near)}, ..."
+            f"--record {record}: it is not among the {len(set(names))} records; there are {', '.join(near)}, ..."
         )
-    return names.index(record)
+    found = [index for index, name in enumerate(names) if name == record]
+    return max((index for index in found if shards.sample(index).start_s <= start_s), default=found[0])
 
 
 def _title(sample: Sample) -> str:
+    """Return who and what is drawn: codes as published, and what is wrong with the signal."""
     person = [f"{sample.age:g} years" if sample.age is not None else "", sample.sex or ""]
-    codes = [code for codes in sample.labels.values() for code in codes]
-    parts = [f"{sample.database} {sample.record}", ", ".join(filter(None, person)), "; ".join(codes)]
+    published = next(iter(sample.labels.values()), [])
+    place = f"from {sample.start_s:g} s" if sample.start_s else ""
+    flags = ", ".join(f"{flag} {' '.join(leads)}".strip() for flag, leads in sample.flags.items())
+    parts = [f"{sample.database} {sample.record}", place, ", ".join(filter(None, person)), "; ".join(published)]
     text = "   ".join(filter(None, parts))
-    return text if len(text) <= 130 else text[:127] + "..."
+    text = text if len(text) <= 110 else text[:107] + "..."
+    return f"{text}   [{flags}]" if flags else text
 
 
-def _blocks(seconds: float, settings: PlotECG) -> list[tuple[float, float]]:
+def _blocks(seconds: float, settings: PlotRecord) -> list[tuple[float, float]]:
     """Return hidden blocks in seconds, drawn as in pretraining."""
     tokens = int(seconds / TOKEN_S)
     hidden = round(settings.hidden_share * tokens)

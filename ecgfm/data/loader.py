@@ -38,6 +38,7 @@ class Loader:
         world_size: Ranks in all.
         seed: The run's seed.
         position: Records that the run has seen.
+        exclude_flags: Quality flags; records that have one are not read.
         pin_memory: Give page-locked memory, from which a GPU copies without waiting.
 
     Raises:
@@ -55,6 +56,7 @@ class Loader:
         world_size: int,
         seed: int,
         position: int = 0,
+        exclude_flags: Sequence[str] = (),
         pin_memory: bool = False,
     ) -> None:
         if batch_size < 1 or batch_size % (world_size * accumulation):
@@ -63,7 +65,7 @@ class Loader:
                 f"--engine.accumulation {accumulation}"
             )
         self.shards = shards
-        self.records = usable_records(shards, window_samples)
+        self.records = usable_records(shards, window_samples, exclude_flags)
         self.window_samples = window_samples
         self.micro_rows = batch_size // accumulation
         rows = self.micro_rows // world_size
@@ -115,20 +117,22 @@ class Loader:
         )
 
 
-def usable_records(shards: Shards, window_samples: int) -> NDArray[np.int64]:
-    """Return the records that pretraining may use: of its splits, and as long as a window.
+def usable_records(shards: Shards, window_samples: int, exclude_flags: Sequence[str] = ()) -> NDArray[np.int64]:
+    """Return the records that pretraining may use: of its splits, as long as a window, and without certain flags.
 
     Raises:
         ConfigError: There is none; the message says how many fail which condition.
     """
     allowed = np.isin(shards.split_of, PRETRAINING_SPLITS)
     long_enough = shards.num_samples >= window_samples
-    found = np.flatnonzero(allowed & long_enough)
+    good = ~shards.flagged(exclude_flags)
+    found = np.flatnonzero(allowed & long_enough & good)
     if not len(found):
         raise ConfigError(
             f"no record to pretrain on among {len(shards)} of {', '.join(map(str, shards.folders))}: "
             f"{(~allowed).sum()} are of splits other than {' and '.join(PRETRAINING_SPLITS)}, "
-            f"{(allowed & ~long_enough).sum()} are shorter than --data.window-s"
+            f"{(allowed & ~long_enough).sum()} are shorter than --data.window-s, "
+            f"{(allowed & long_enough & ~good).sum()} have a flag of --data.exclude-flags"
         )
     return found
 

@@ -14,20 +14,22 @@ Shapes: L leads, T samples.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgfm.errors import DatabaseError, RecordError, SignalError
+from ecgfm.leads import canonical_name
 from ecgfm.record import MISSING
 from ecgfm.signal.units import millivolt_per
 
@@ -49,8 +51,8 @@ _FORMAT = re.compile(r"(?P<format>\d+)(?:x(?P<frame>\d+))?(?::(?P<skew>\d+))?(?:
 _GAIN = re.compile(r"(?P<gain>[-+.\deE]+)(?:\((?P<baseline>[-+]?\d+)\))?(?:/(?P<unit>\S+))?")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SignalSpec:
+# A tuple and not a dataclass: twelve of them are made for each of a million records.
+class SignalSpec(NamedTuple):
     """One signal line of a header."""
 
     file_name: str
@@ -82,7 +84,12 @@ class Header:
 
 
 def find_headers(root: Path) -> Iterator[Path]:
-    """Yield every `.hea` file below a folder, in sorted order.
+    """Yield every `.hea` file below a folder, in sorted order; see `find_files`."""
+    return find_files(root, ".hea")
+
+
+def find_files(root: Path, *endings: str) -> Iterator[Path]:
+    """Yield every file below a folder whose name ends in one of `endings`, in sorted order.
 
     Raises:
         DatabaseError: A folder below cannot be listed: its records must not be lost silently.
@@ -100,7 +107,7 @@ def find_headers(root: Path) -> Iterator[Path]:
             continue
         visited.add(real)
         folders.sort()
-        yield from (Path(place, name) for name in sorted(files) if name.endswith(".hea"))
+        yield from (Path(place, name) for name in sorted(files) if name.endswith(endings))
 
 
 def read_header(path: Path) -> Header:
@@ -109,7 +116,7 @@ def read_header(path: Path) -> Header:
     Raises:
         RecordError: `file-missing`, `header-malformed`.
     """
-    text = _read(path).decode("utf-8", errors="replace")
+    text = read_file(path).decode("utf-8", errors="replace")
     lines = [line.strip() for line in text.splitlines()]
     comments = tuple(line.lstrip("#").strip() for line in lines if line.startswith("#"))
     rows = [line for line in lines if line and not line.startswith("#")]
@@ -121,7 +128,10 @@ def read_header(path: Path) -> Header:
         raise _malformed(path, "it joins several segments, which is not supported; give the segments' own records")
     if not match["rate"] or not match["samples"] or int(match["samples"]) == 0:
         raise _malformed(path, f"the record line {rows[0]!r} does not say the rate and the number of samples")
-    rate_hz = _number(path, "rate", match["rate"])
+    try:
+        rate_hz = _finite(match["rate"], "rate")
+    except ValueError as error:
+        raise _malformed(path, str(error)) from error
     if rate_hz <= 0:
         raise _malformed(path, f"the rate is {match['rate']}, expected samples per second")
     count = int(match["signals"])
@@ -163,6 +173,16 @@ def read_counts(header: Header, folder: Path) -> NDArray[np.int16]:
     return counts_LT
 
 
+def of_standard_leads(header: Header) -> Header:
+    """Return the header without the signal files that hold none of the twelve leads.
+
+    PTB Diagnostic keeps the three Frank leads in a file of their own, which copies often lack. What is left is read
+    as if the header announced nothing else, so this is for format 16 only, which is read file by file.
+    """
+    files = {spec.file_name for spec in header.signals if canonical_name(spec.description) is not None}
+    return replace(header, signals=tuple(spec for spec in header.signals if spec.file_name in files))
+
+
 def scale(header: Header) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return microvolt per count and the count of 0 V, each of shape (L,).
 
@@ -190,38 +210,62 @@ def lead_names(header: Header) -> tuple[str, ...]:
 
 
 def _signal(path: Path, row: str) -> SignalSpec:
-    """Read one signal line: file format[xframe][:skew][+offset] gain[(baseline)][/unit] ..."""
+    """Read one signal line: file, format, gain, ADC resolution, ADC zero, initial value, checksum, block, name."""
     file_name, *fields = row.split(maxsplit=8)
-    form = _FORMAT.fullmatch(fields[0]) if fields else None
-    if form is None:
-        raise _malformed(path, f"signal line {row!r} has no format")
-    if file_name != Path(file_name).name or file_name in (".", ".."):
+    if "/" in file_name or file_name in (".", ".."):
         raise _malformed(path, f"signal file {file_name!r} must lie beside the header")
-    if int(form["frame"] or 1) != 1 or int(form["skew"] or 0) != 0:
-        raise _malformed(path, f"format {fields[0]!r}: several samples a frame, or a skew, are not supported")
-    gain = _GAIN.fullmatch(fields[1]) if len(fields) > 1 else None
-    if len(fields) > 1 and gain is None:
-        raise _malformed(path, f"signal line {row!r}: {fields[1]!r} is not gain(baseline)/unit")
+    try:
+        form = _form(*fields[:2], *fields[3:4])
+        return SignalSpec(
+            file_name,
+            *form,
+            _whole(fields[4], "initial value") if len(fields) > 4 else None,
+            _whole(fields[5], "checksum") if len(fields) > 5 else None,
+            fields[7].strip() if len(fields) > 7 else "",
+        )
+    except ValueError as error:
+        raise _malformed(path, f"signal line {row!r}: {error}") from error
 
-    def whole(position: int, what: str) -> int | None:
-        if len(fields) <= position:
-            return None
-        if not re.fullmatch(r"[-+]?\d+", fields[position]):
-            raise _malformed(path, f"signal line {row!r}: {what} {fields[position]!r} is not a whole number")
-        return int(fields[position])
 
-    adc_zero = whole(3, "ADC zero") or 0
-    return SignalSpec(
-        file_name=file_name,
-        format=form["format"],
-        byte_offset=int(form["offset"] or 0),
-        gain_per_unit=_number(path, "gain", gain["gain"]) if gain else 0.0,
-        baseline=int(gain["baseline"]) if gain and gain["baseline"] else adc_zero,
-        unit=(gain["unit"] if gain else None) or "mV",
-        initial_value=whole(4, "initial value"),
-        checksum=whole(5, "checksum"),
-        description=fields[7].strip() if len(fields) > 7 else "",
+@functools.lru_cache(maxsize=4096)
+def _form(form: str = "", gain: str = "", adc_zero: str = "") -> tuple[str, int, float, int, str]:
+    """Return format, byte offset, gain, baseline and unit; the words are the same in most headers of a database.
+
+    Raises:
+        ValueError: What is wrong with them.
+    """
+    parts = _FORMAT.fullmatch(form)
+    if parts is None:
+        raise ValueError("it has no format")
+    if int(parts["frame"] or 1) != 1 or int(parts["skew"] or 0) != 0:
+        raise ValueError(f"format {form!r}: several samples a frame, or a skew, are not supported")
+    scale = _GAIN.fullmatch(gain)
+    if gain and scale is None:
+        raise ValueError(f"{gain!r} is not gain(baseline)/unit")
+    zero = _whole(adc_zero, "ADC zero") if adc_zero else 0
+    return (
+        parts["format"],
+        int(parts["offset"] or 0),
+        _finite(scale["gain"], "gain") if scale else 0.0,
+        int(scale["baseline"]) if scale and scale["baseline"] else zero,
+        (scale["unit"] if scale else None) or "mV",
     )
+
+
+def _whole(text: str, what: str) -> int:
+    if text.isdecimal() or (text[0] in "+-" and text[1:].isdecimal()):
+        return int(text)
+    raise ValueError(f"{what} {text!r} is not a whole number")
+
+
+def _finite(text: str, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{what} {text!r} is not a number")
+    return value
 
 
 def _read_format_16(path: Path, specs: tuple[SignalSpec, ...], samples: int) -> NDArray[np.int16]:
@@ -229,7 +273,7 @@ def _read_format_16(path: Path, specs: tuple[SignalSpec, ...], samples: int) -> 
     offset = specs[0].byte_offset
     if any(spec.byte_offset != offset for spec in specs):
         raise RecordError("header-malformed", f"the signals of {path.name} start at different bytes")
-    content = _read(path)
+    content = read_file(path)
     if path.suffix == ".mat":
         _check_matlab(path, content, offset, len(specs), samples)
     expected = offset + 2 * len(specs) * samples
@@ -237,7 +281,7 @@ def _read_format_16(path: Path, specs: tuple[SignalSpec, ...], samples: int) -> 
         raise RecordError(
             "truncated",
             f"{path} has {len(content):,} bytes, {len(specs)} leads of {samples:,} samples need {expected:,}; "
-            "download it again",
+            "copy or download it again",
         )
     if len(content) > expected:
         raise RecordError(
@@ -300,8 +344,11 @@ def _check_against_header(header: Header, counts_LT: NDArray[np.int16]) -> None:
     """Refuse a signal whose first sample or sum is not the one that the header gives.
 
     Both agree in each of 1,031 records of four databases that were looked at, so a difference means that
-    header and signal are not of one record, or that the file is damaged.
+    header and signal are not of one record, or that the file is damaged. A header that gives 0 and 0 for every
+    signal was never filled in: three of the four of PTB Diagnostic that were looked at.
     """
+    if all((spec.initial_value, spec.checksum) == (0, 0) for spec in header.signals):
+        return
     # int32 may wrap in long records, which changes nothing modulo 65,536.
     sums_L = counts_LT.sum(axis=1, dtype=np.int32)
     for index, spec in enumerate(header.signals):
@@ -323,21 +370,16 @@ def _disagree(spec: SignalSpec, what: str, said: int, found: int) -> RecordError
     )
 
 
-def _number(path: Path, what: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise _malformed(path, f"{what} {text!r} is not a number")
-    return value
+def read_file(path: Path) -> bytes:
+    """Return a file's bytes.
 
-
-def _read(path: Path) -> bytes:
+    Raises:
+        RecordError: `file-missing`.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise RecordError("file-missing", f"{path} does not exist; download it again") from error
+        raise RecordError("file-missing", f"{path} does not exist; copy or download it again") from error
     except OSError as error:
         raise RecordError("file-missing", f"{path} cannot be read: {error.strerror}") from error
 

@@ -26,10 +26,13 @@ class Download:
     address: str
     """Folder that the files are below, ending in a slash."""
     sums: str = "SHA256SUMS.txt"
-    """Published list of hashes below `address`: a line `<hash>  <path>` for every file. The length of a hash says its
-    kind (SHA-256 or MD5). Empty where none is published; then `files` lists what there is."""
+    """Published list of hashes, below `address` or with an address of its own: a line `<hash> <path>` for every file,
+    or Zenodo's description of a record in JSON. The length of a hash says its kind (SHA-256 or MD5). Empty where none
+    is published; then `files` gives names and not patterns, and nothing but their length can be checked."""
     files: tuple[str, ...] = ()
     """Patterns (fnmatch) of the paths that are needed, relative to `address`; all of them when empty."""
+    archives: tuple[str, ...] = ()
+    """Patterns of the paths that are zip archives: each is unpacked beside itself and then deleted."""
     steps: str = ""
     """What a person must do first (an account, a form), where the files are not open; then nothing is fetched."""
 
@@ -58,6 +61,8 @@ class Database(abc.ABC):
     highpass_hz: ClassVar[float | None] = None
     """High-pass filter that its signals need for training, applied unless another is asked for; see
     `ecgfm.signal.highpass`."""
+    typical_s: ClassVar[float] = 10.0
+    """Length of a usual record in seconds; long records make shards of fewer records."""
     download: ClassVar[Download | None] = None
     """Where its files are; None when they cannot be fetched one by one."""
     mends: ClassVar[Mapping[str, str]] = {}
@@ -69,6 +74,8 @@ class Database(abc.ABC):
                 known = ", ".join(self.mends) or "none"
                 raise ConfigError(f"--mend {name}: {self.name()} has no such rule (there are: {known})")
         self.mend = mend
+        self.called = self.name()
+        """What shards, statistics and patients are kept apart by: the reader's name, or that of the archive it reads."""
 
     @classmethod
     def name(cls) -> str:

@@ -9,7 +9,7 @@ pretraining. So its shards are of the split `unknown`, which pretraining does no
 
 from __future__ import annotations
 
-from ecgfm.databases._challenge2021 import Challenge2021
+from ecgfm.databases._challenge2021 import Challenge2021, files_of
 
 
 class ChallengePtbXl(Challenge2021):
@@ -21,5 +21,7 @@ class ChallengePtbXl(Challenge2021):
         "https://doi.org/10.1038/s41597-020-0495-6"
     )
     expected_records = 21_837
+    native_unit = "mv"
     cohort = "ptb-xl"
+    download = files_of(cohort)
     split = "unknown"

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ecgfm.databases._challenge2021 import Challenge2021
+from ecgfm.databases._challenge2021 import Challenge2021, files_of
 
 
 class Georgia(Challenge2021):
@@ -18,3 +18,4 @@ class Georgia(Challenge2021):
     )
     expected_records = 10_344
     cohort = "georgia"
+    download = files_of(cohort)

@@ -23,8 +23,9 @@ import numpy as np
 
 from ecgfm.databases._fields import age_years, sex_of
 from ecgfm.databases._wfdb_files import comment_fields, find_headers, lead_names, read_counts, read_header
-from ecgfm.databases.base import Database, folder
+from ecgfm.databases.base import Database, Download, folder
 from ecgfm.errors import DatabaseError
+from ecgfm.leads import LEADS
 from ecgfm.record import Record, RecordRef
 
 SCALE_RULE = "ludb-counts-are-microvolt"
@@ -42,6 +43,9 @@ class Ludb(Database):
     address = "https://doi.org/10.13026/eegm-h675"
     version = "1.0.1"
     expected_records = 200
+    native_rates_hz = (500.0,)
+    native_leads = tuple(lead.lower() for lead in LEADS)
+    download = Download(address="https://physionet.org/files/ludb/1.0.1/", files=("data/*.hea", "data/*.dat"))
 
     def refs(self, root: Path) -> Iterator[RecordRef]:
         """Yield every record below the database's folder, or below its `data`.
@@ -56,7 +60,7 @@ class Ludb(Database):
             empty = False
             if not (path.stem.isdecimal() and 1 <= int(path.stem) <= self.expected_records):
                 raise DatabaseError(f"{path} is not a record of LUDB, called 1 to 200; give LUDB's own folder")
-            yield RecordRef(record=path.stem, path=path)
+            yield RecordRef(record=path.stem, file=str(path))
         if empty:
             raise DatabaseError(f"{top} holds no header (.hea); give the folder of LUDB that holds data/")
 

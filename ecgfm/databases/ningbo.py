@@ -7,7 +7,7 @@ tried with); they are refused as flat. Zheng et al. 2020, https://doi.org/10.103
 
 from __future__ import annotations
 
-from ecgfm.databases._challenge2021 import Challenge2021
+from ecgfm.databases._challenge2021 import Challenge2021, files_of
 
 
 class Ningbo(Challenge2021):
@@ -20,3 +20,4 @@ class Ningbo(Challenge2021):
     )
     expected_records = 34_905
     cohort = "ningbo"
+    download = files_of(cohort)

@@ -5,17 +5,12 @@
 Headers of this cohort have stated 2000000 counts per mV, which makes an ECG of half a microvolt. The truth is
 1000: S0001 is the recording s0010_re of the PTB Diagnostic ECG Database itself (correlation 0.999998), where the
 gain is 2000 and every count about twice as large. Such records are refused as implausible unless the rule
-`gain-2000000-is-1000` is asked for.
+`gain-2000000-is-1000` is asked for. The recordings in full, with patients: `ptb-diagnostic`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
-from ecgfm.databases._challenge2021 import Challenge2021
-
-GAIN_RULE = "gain-2000000-is-1000"
+from ecgfm.databases._challenge2021 import GAIN_MENDS, Challenge2021, files_of
 
 
 class Ptb(Challenge2021):
@@ -27,6 +22,7 @@ class Ptb(Challenge2021):
         "Biomedizinische Technik 40 Ergaenzungsband 1 S317, https://doi.org/10.1515/bmte.1995.40.s1.317"
     )
     expected_records = 516
+    native_rates_hz = (1000.0,)
     cohort = "ptb"
-    mends: ClassVar[Mapping[str, str]] = {GAIN_RULE: "reads a gain of 2000000/mV in the header as 1000/mV"}
-    true_gains: ClassVar[Mapping[str, tuple[float, float]]] = {GAIN_RULE: (2_000_000.0, 1000.0)}
+    download = files_of(cohort)
+    mends = GAIN_MENDS

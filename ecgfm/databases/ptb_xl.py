@@ -9,33 +9,31 @@ download can be used; the manifest shows how many records a whole copy has.
 
 Folds 1 to 8 are split `train`, 9 is `val`, 10 is `test`, as the authors recommend.
 
-The table's sex is 0 for male and 1 for female (table 2 of the paper). Ages above 89 are hidden as 300 in later
-versions (the earlier ones, and copies of them, still say 90 to 95); we give 90 for 300, the lowest age it can
-stand for, so that it counts as old and not as unknown. We know of the 300 from users of the full table; the rows
-that this reader was tried with do not hold one.
+The table's sex is 0 for male and 1 for female (table 2 of the paper). Ages above 89 are hidden as 300, and given as
+90; see `_fields.age_years`.
 
 Statements (`scp_codes`) come with a likelihood in percent, 0 where none was given. The codes are kept in the
-order of falling likelihood, equal ones as published; the numbers are not kept.
+order of falling likelihood, equal ones as published; the numbers are not kept. No statement says that the axis
+deviates: that is in the column `heart_axis`, which is a scheme of its own. The reports, free text in German and other
+languages, are not kept.
 """
 
 from __future__ import annotations
 
 import ast
-import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ecgfm.databases._fields import age_years
+from ecgfm.databases._tables import rows
 from ecgfm.databases._wfdb_files import read_header, signal_fields
-from ecgfm.databases.base import Database, folder
+from ecgfm.databases.base import Database, Download, folder
 from ecgfm.errors import DatabaseError, RecordError
 from ecgfm.record import Record, RecordRef, Sex
 
 TABLE = "ptbxl_database.csv"
-HIDDEN_AGE = 300.0
-LOWEST_HIDDEN_AGE = 90.0
-_KEPT = ("patient_id", "age", "sex", "scp_codes", "strat_fold")
+_KEPT = ("patient_id", "age", "sex", "scp_codes", "heart_axis", "strat_fold")
 _SPLITS = {**dict.fromkeys(range(1, 9), "train"), 9: "val", 10: "test"}
 _SEX: dict[str, Sex] = {"0": "male", "1": "female"}
 
@@ -52,6 +50,12 @@ class PtbXl(Database):
     address = "https://doi.org/10.13026/kfzx-aw45"
     version = "1.0.3"
     expected_records = 21_799
+    native_rates_hz = (500.0, 100.0)
+    native_leads = ("I", "II", "III", "AVR", "AVL", "AVF", "V1", "V2", "V3", "V4", "V5", "V6")
+    download = Download(
+        address="https://physionet.org/files/ptb-xl/1.0.3/",
+        files=("LICENSE.txt", TABLE, "scp_statements.csv", "records500/*"),
+    )
 
     def refs(self, root: Path) -> Iterator[RecordRef]:
         """Yield the records of the table whose header is there.
@@ -62,23 +66,20 @@ class PtbXl(Database):
         table = folder(root, TABLE) / TABLE
         column = "filename_hr" if (root / "records500").is_dir() else "filename_lr"
         empty = True
-        for number, row in _rows(table, column):
-            path = root / f"{row[column]}.hea"
+        for row in rows(table, ("ecg_id", column, *_KEPT), self.title):
+            number, place, *kept = row.values
+            path = root / f"{place}.hea"
             if not _is_there(path):
                 continue
             empty = False
-            fold = _whole(row["strat_fold"])
+            info = dict(zip(_KEPT, kept, strict=True))
+            fold = _whole(info["strat_fold"])
             if fold not in _SPLITS:
-                raise DatabaseError(f"{table} line {number}: strat_fold {row['strat_fold']!r} is not 1 to 10")
-            identity = _whole(row["ecg_id"])
+                raise DatabaseError(f"{table} line {row.line}: strat_fold {info['strat_fold']!r} is not 1 to 10")
+            identity = _whole(number)
             if identity is None:
-                raise DatabaseError(f"{table} line {number}: ecg_id {row['ecg_id']!r} is not a number")
-            yield RecordRef(
-                record=f"{identity:05d}",
-                path=path,
-                split=_SPLITS[fold],
-                info={name: row[name] for name in _KEPT},
-            )
+                raise DatabaseError(f"{table} line {row.line}: ecg_id {number!r} is not a number")
+            yield RecordRef(record=f"{identity:05d}", file=str(path), split=_SPLITS[fold], info=info)
         if empty:
             raise DatabaseError(
                 f"{root} has the table {TABLE}, but none of its records; download records500 or records100 beside it"
@@ -88,15 +89,15 @@ class PtbXl(Database):
         """Read one record; see `Database.read`. Also raises `table-malformed`."""
         header = read_header(ref.path)
         patient = _whole(ref.info["patient_id"])
-        age = age_years(ref.info["age"])
+        axis = ref.info["heart_axis"].strip()
         return Record(
             record=ref.record,
             database=self.name(),
             **signal_fields(header, ref.path.parent),
             patient=None if patient is None else str(patient),
-            age=LOWEST_HIDDEN_AGE if age is not None and age >= HIDDEN_AGE else age,
+            age=age_years(ref.info["age"]),
             sex=_SEX.get(ref.info["sex"].strip().removesuffix(".0")),
-            labels={"scp": statements(ref.info["scp_codes"])},
+            labels={"scp": statements(ref.info["scp_codes"]), "heart-axis": (axis,) if axis else ()},
             fold=_whole(ref.info["strat_fold"]),
         )
 
@@ -123,22 +124,6 @@ def _is_there(path: Path) -> bool:
         return path.is_file()
     except OSError as error:
         raise DatabaseError(f"{path} cannot be looked at: {error.strerror}; check its permissions") from error
-
-
-def _rows(table: Path, column: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the table's rows with their line numbers."""
-    try:
-        with table.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            missing = [name for name in ("ecg_id", column, *_KEPT) if name not in (reader.fieldnames or ())]
-            if missing:
-                raise DatabaseError(f"{table} has no column {', '.join(missing)}: it is not PTB-XL's table")
-            for row in reader:
-                yield reader.line_num, row
-    except FileNotFoundError as error:
-        raise DatabaseError(f"{table} does not exist; give the folder of PTB-XL that holds {TABLE}") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatabaseError(f"{table} cannot be read: {error}") from error
 
 
 def _whole(text: str) -> int | None:

@@ -76,7 +76,7 @@ class Synthetic(Database):
             match = _LINE.fullmatch(line)
             if match is None:
                 raise DatabaseError(f"{root / INDEX} line {number}: {line[:80]!r} is not records/00000/syn00000000")
-            yield RecordRef(record=match[1], path=root / f"{line}.hea")
+            yield RecordRef(record=match[1], file=f"{root}/{line}.hea")
 
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
@@ -24,6 +24,7 @@ PAGE_MM = (297.0, 210.0)
 MM_PER_S = 25.0
 MM_PER_MV = 10.0
 MM_PER_INCH = 25.4
+PAGE_INCH = (PAGE_MM[0] / MM_PER_INCH, PAGE_MM[1] / MM_PER_INCH)
 SEGMENT_S = 2.5
 STRIP_S = 10.0
 
@@ -44,8 +45,9 @@ def plot_ecg(
     *,
     title: str = "",
     hidden: Sequence[tuple[float, float]] | None = None,
-) -> Figure:
-    """Return the first ten seconds of a recording on ECG paper.
+    into: SubFigure | None = None,
+) -> Figure | SubFigure:
+    """Draw the first ten seconds of a recording on ECG paper.
 
     Each lead is shifted by its median, as a recorder's high-pass filter would; nothing else is changed.
 
@@ -54,6 +56,7 @@ def plot_ecg(
         rate_hz: Samples per second.
         title: Printed above the paper.
         hidden: Blocks of time in seconds (start, end) that are shaded.
+        into: Part of a figure to draw into, of the size of a page if it is to be true to scale; else a new figure.
 
     Raises:
         SignalError: The shape is not (12, samples), or the rate is not above 0.
@@ -61,7 +64,7 @@ def plot_ecg(
     if signal_LT.ndim != 2 or signal_LT.shape[0] != len(LEADS) or signal_LT.shape[1] < 2 or rate_hz <= 0:
         raise SignalError(f"signal has shape {signal_LT.shape} at {rate_hz} Hz; expected (12, samples) above 0 Hz")
     signal_LT = signal_LT - np.nanmedian(signal_LT, axis=1, keepdims=True)
-    figure = Figure(figsize=(PAGE_MM[0] / MM_PER_INCH, PAGE_MM[1] / MM_PER_INCH))
+    figure = into or Figure(figsize=PAGE_INCH)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, PAGE_MM[0]), ylim=(0, PAGE_MM[1]))
     axes.set_axis_off()

@@ -18,12 +18,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from ecgfm.errors import ConfigError
-from ecgfm.eval.ecg_paper import plot_ecg
+from ecgfm.eval.ecg_paper import PAGE_INCH, plot_ecg
 
 if TYPE_CHECKING:
     from ecgfm.eval.probe import Result
 
-__all__ = ["plot_ecg", "plot_features", "plot_losses", "plot_probe", "save"]
+__all__ = ["plot_ecg", "plot_features", "plot_losses", "plot_pages", "plot_probe", "save"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000", "#000000")
@@ -34,6 +34,25 @@ PANELS = (
     ("effective_rank", "effective rank", "dimensions that the features use"),
     ("lr", "learning rate", ""),
 )
+
+
+def plot_pages(
+    records: Sequence[tuple[str, NDArray[np.floating], float]],
+    hidden: Sequence[tuple[float, float]] | None = None,
+) -> Figure:
+    """Return recordings on ECG paper, page beside page and true to scale.
+
+    Args:
+        records: Title, signal in millivolt of shape (12, T), and rate of each.
+        hidden: See `plot_ecg`.
+    """
+    columns = 1 if len(records) == 1 else 2 if len(records) <= 6 else 3
+    rows = -(-len(records) // columns)
+    figure = Figure(figsize=(columns * PAGE_INCH[0], rows * PAGE_INCH[1]))
+    pages = figure.subfigures(rows, columns, squeeze=False, wspace=0, hspace=0).ravel()
+    for page, (title, signal_LT, rate_hz) in zip(pages, records):
+        plot_ecg(signal_LT, rate_hz, title=title, hidden=hidden, into=page)
+    return figure
 
 
 def plot_losses(metrics: Path) -> Figure:

@@ -100,7 +100,7 @@ def _contract(signal: SignalContract) -> str:
         ("rate", f"{signal.rate_hz:g} Hz"),
         ("leads", " ".join(signal.leads)),
         ("unit", signal.unit),
-        ("filter", signal.filter),
+        ("filter", f"high-pass {signal.highpass_hz:g} Hz, zero phase" if signal.highpass_hz else "none"),
         ("normalisation", f"(signal - mean) / standard deviation per lead, clipped to +-{signal.clip:g}"),
         ("window", f"{signal.window_samples:,} samples, {seconds:g} s"),
     ]

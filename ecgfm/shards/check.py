@@ -17,7 +17,7 @@ from ecgfm.shards.manifest import MANIFEST, REFUSED, Manifest, Shard, read_manif
 
 ABOUT = {"record", "patient", "database", "rate_hz", "source_rate_hz", "microvolt_per_count", "start_s"}
 LARGEST_MV = 200.0  # beyond any amplifier's range, offset included: a wrong scale
-ABOUT |= {"age", "sex", "labels", "fold", "flags", "sha256"}
+ABOUT |= {"age", "sex", "labels", "fold", "flags", "content", "sha256"}
 
 
 def check_shards(folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
@@ -36,25 +36,34 @@ def check_shards(folder: Path, progress: Callable[[int, int], None] = lambda don
     manifest = read_manifest(folder)
     faults = []
     done = 0
-    progress(done, manifest.kept)
+    progress(done, manifest.segments)
     known = {shard.name for shard in manifest.shards}
     faults += [f"{path.name}: not in the manifest" for path in sorted(folder.glob("*.tar")) if path.name not in known]
     for shard in manifest.shards:
         for fault in _check_shard(folder / shard.name, shard, manifest):
             if fault is None:
                 done += 1
-                progress(done, manifest.kept)
+                progress(done, manifest.segments)
             else:
                 faults.append(f"{shard.name}: {fault}")
-    kept = sum(shard.samples for shard in manifest.shards)
+    faults += _check_counts(folder, manifest)
+    return faults
+
+
+def _check_counts(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield what does not add up: nothing that was seen may be neither kept nor refused."""
+    kept = len({record for shard in manifest.shards for record in shard.members.record})
     refused = sum(manifest.refused.values())
     if kept != manifest.kept or kept + refused != manifest.seen:
-        faults.append(f"{MANIFEST}: {manifest.seen} seen is not {kept} in the shards and {refused} refused")
+        yield f"{MANIFEST}: {manifest.seen} seen is not {kept} in the shards and {refused} refused"
+    segments = sum(shard.samples for shard in manifest.shards)
+    if segments != manifest.segments:
+        yield f"{MANIFEST}: {segments} samples in the shards, it says {manifest.segments}"
+    expected = refused + sum(manifest.refused_segments.values())
     path = folder / REFUSED
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    if len(lines) != refused:
-        faults.append(f"{REFUSED}: {len(lines)} lines, the manifest says {refused}")
-    return faults
+    if len(lines) != expected:
+        yield f"{REFUSED}: {len(lines)} lines, the manifest says {expected}"
 
 
 def _check_shard(path: Path, shard: Shard, manifest: Manifest) -> Iterator[str | None]:
@@ -111,8 +120,14 @@ def _check_sample(
     index = (members.offset[number], members.json_offset[number], members.json_bytes[number])
     if index != (place, about.offset_data, about.size):
         return f"sample {key} is not where the manifest's index says"
-    if facts["microvolt_per_count"] != members.microvolt_per_count[number] or facts["database"] != manifest.database:
-        return f"sample {key}: its scale or database is not the manifest's"
+    said = {name: facts[name] for name in ("record", "content", "microvolt_per_count")}
+    said |= {"patient": facts["patient"] or "", "flags": ",".join(facts["flags"])}
+    listed = {name: getattr(members, name)[number] for name in said}
+    for name, value in said.items():
+        if value != listed[name]:
+            return f"sample {key}: its {name} is {value!r}, the manifest's index says {listed[name]!r}"
+    if facts["database"] != manifest.database:
+        return f"sample {key} is of {facts['database']}, the manifest is of {manifest.database}"
     largest = float(np.abs(counts.astype(np.int32)).max()) * facts["microvolt_per_count"] * 1e-3
     if not 0 < largest <= LARGEST_MV:
         return f"sample {key} reaches {largest:.3g} mV"

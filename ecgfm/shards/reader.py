@@ -22,7 +22,7 @@ from ecgfm.errors import ShardError
 from ecgfm.leads import LEADS
 from ecgfm.shards.manifest import Manifest, read_manifest
 
-COUNT_BYTES = 2
+_NUMBERS = ("offset", "samples", "microvolt_per_count", "json_offset", "json_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,10 @@ class Sample:
     record: str
     patient: str
     """The record's own name where the database does not say."""
+    start_s: float
+    """Where it starts in a longer recording."""
+    flags: dict[str, list[str]]
+    """Leads by quality flag."""
     database: str
     labels: dict[str, list[str]]
     age: float | None
@@ -72,8 +76,8 @@ class Shards:
                 shared = {"folder": number, "shard": len(self._paths)}
                 for name, value in shared.items():
                     columns.setdefault(name, []).append(np.full(shard.samples, value, dtype=np.int64))
-                for name, values in vars(shard.members).items():
-                    columns.setdefault(name, []).append(np.asarray(values))
+                for name in _NUMBERS:
+                    columns.setdefault(name, []).append(np.asarray(getattr(shard.members, name)))
                 splits += [shard.split] * shard.samples
                 self._paths.append(path)
                 self._maps.append(None)
@@ -109,6 +113,12 @@ class Shards:
             raise ShardError(f"the shards have several sampling rates ({listed}); convert them with one --rate-hz")
         return float(rates.pop())
 
+    def flagged(self, flags: Sequence[str]) -> NDArray[np.bool_]:
+        """Return which samples have one of the quality flags, shape (N,)."""
+        wanted = set(flags)
+        listed = (text for manifest in self.manifests for shard in manifest.shards for text in shard.members.flags)
+        return np.fromiter((bool(text) and not wanted.isdisjoint(text.split(",")) for text in listed), dtype=bool)
+
     def counts(self, index: int) -> NDArray[np.int16]:
         """Return record `index` as a read-only view of the shard, shape (12, T)."""
         samples = int(self.num_samples[index])
@@ -132,6 +142,8 @@ class Shards:
             rate_hz=about["rate_hz"],
             record=about["record"],
             patient=about["patient"] if about["patient"] is not None else about["record"],
+            start_s=about["start_s"],
+            flags=about["flags"],
             database=about["database"],
             labels=about["labels"],
             age=about["age"],

@@ -15,62 +15,60 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import io
 import json
 import multiprocessing
 import os
 import re
 import signal
-import tarfile
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
-
-from ecgfm import config
+from ecgfm import config, labels
 from ecgfm.databases.base import Database, load_database
 from ecgfm.errors import DatabaseError, RecordError, ShardError
-from ecgfm.leads import LEADS
 from ecgfm.record import Record, RecordRef
 from ecgfm.shards.manifest import (
     MANIFEST,
     REFUSED,
     Manifest,
-    Members,
-    Shard,
+    Merger,
     ShardReport,
-    merge,
     write_bytes,
     write_json,
+    write_manifest,
+    write_pieces,
 )
-from ecgfm.signal.canonical import Canonical, canonical
-from ecgfm.signal.quality import Bounds
+from ecgfm.shards.report import Sums
+from ecgfm.shards.tar import Place, TarWriter
+from ecgfm.signal.canonical import Canonical, Policy, canonical
 
 STATE = ".convert"
+BUFFER_BYTES = 1 << 20
+SHARD_S = 10_000.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What decides the bytes of the shards; the manifest repeats it."""
 
-    rate_hz: float | None = 500.0
-    """Rate of the shards; None keeps each record's own."""
-    min_s: float = 10.0
-    """Shortest recording that is kept."""
+    signal: Policy = field(default_factory=lambda: Policy(highpass_hz="database"))
+    """What is done to the signals."""
     mend: tuple[str, ...] = ()
     """Rules of the database that are switched on."""
-    records_per_shard: int = 1000
-    bounds: Bounds = field(default_factory=Bounds)
+    records_per_shard: int | None = None
+    """Records of one tar; by default as many as make 10,000 s, which are 120 MB at 500 Hz."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One shard to be written."""
 
+    reader: str
     database: str
+    """What the shards call it."""
     name: str
     split: str
     refs: tuple[tuple[RecordRef, str | None], ...]
@@ -102,7 +100,8 @@ def convert(
         DatabaseError: The source is missing, empty, or another database.
         ShardError: `out` is in use, holds another conversion, or cannot be written.
     """
-    refs = sorted(database.refs(source), key=lambda ref: (ref.split, ref.record, str(ref.path)))
+    options = _resolved(options, database)
+    refs = sorted(database.refs(source), key=lambda ref: (ref.split, ref.file, ref.index, ref.record))
     if not refs:
         raise DatabaseError(f"no record of {database.name()} below {source}; is it the right folder?")
     with _locked(out):
@@ -114,12 +113,24 @@ def convert(
         ready = len(refs) - sum(len(task.refs) for task in missing)
         progress(ready, len(refs))
         _write_all(missing, workers, lambda done: progress(ready + done, len(refs)))
-        reports = [report for task in tasks if (report := _finished(task)) is not None]
-        assert len(reports) == len(tasks)
-        manifest = merge(database, config.to_dict(options), reports)
-        lines = [json.dumps(line, sort_keys=True) for report in reports for line in report.refused]
-        write_bytes(out / REFUSED, "".join(line + "\n" for line in lines).encode())
-        write_json(out / MANIFEST, config.to_dict(manifest))
+        return _finish(database, tasks, out, options)
+
+
+def _finish(database: Database, tasks: list[Task], out: Path, options: Options) -> Manifest:
+    """Add the shards' reports up to the manifest and the list of what was refused."""
+    merger = Merger()
+
+    def lines() -> Iterator[bytes]:
+        for task in tasks:
+            report = _finished(task)
+            assert report is not None, task.name
+            merger.add(report)
+            for line in report.refused:
+                yield (json.dumps(config.to_dict(line), sort_keys=True) + "\n").encode()
+
+    write_pieces(out / REFUSED, lines())
+    manifest = merger.manifest(database, config.to_dict(options))
+    write_manifest(out, manifest)
     return manifest
 
 
@@ -129,13 +140,15 @@ def _plan(database: Database, refs: list[RecordRef], out: Path, options: Options
     blocks: dict[str, list[tuple[RecordRef, str | None]]] = {}
     for ref in refs:
         earlier = first.setdefault(_key(ref.record), ref)
-        message = f"a record of this name is already at {earlier.path}; delete or rename one of them"
+        message = f"a record of this name is already at {earlier.file}; delete or rename one of them"
         blocks.setdefault(ref.split, []).append((ref, None if earlier is ref else message))
     size = options.records_per_shard
+    assert size is not None
     return [
         Task(
-            database=database.name(),
-            name=f"{database.name()}-{split}-{number:06d}.tar",
+            reader=database.name(),
+            database=database.called,
+            name=f"{database.called}-{split}-{number:06d}.tar",
             split=split,
             refs=tuple(block[start : start + size]),
             options=options,
@@ -146,6 +159,15 @@ def _plan(database: Database, refs: list[RecordRef], out: Path, options: Options
     ]
 
 
+def _resolved(options: Options, database: Database) -> Options:
+    """Return the options with what the database decides: its high-pass filter, and how long its records are."""
+    if options.signal.highpass_hz == "database":
+        options = replace(options, signal=replace(options.signal, highpass_hz=database.highpass_hz))
+    if options.records_per_shard is None:
+        options = replace(options, records_per_shard=max(1, round(SHARD_S / database.typical_s)))
+    return options
+
+
 def _key(record: str) -> str:
     """Return a name that WebDataset does not split: it cuts a file's name at its first dot."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", record)
@@ -153,12 +175,15 @@ def _key(record: str) -> str:
 
 def _check_same_conversion(out: Path, database: Database, options: Options, refs: list[RecordRef]) -> None:
     """Refuse a folder that holds other shards than those asked for now."""
-    names = "\n".join(f"{ref.split} {ref.record}" for ref in refs)
+    # What the tables say of a record is part of it: a corrected unit or patient must not find the old shards.
+    said = hashlib.sha256()
+    for ref in refs:
+        said.update(repr((ref.split, ref.record, ref.index, sorted(ref.info.items()))).encode())
     now = {
-        "database": database.name(),
+        "database": database.called,
         "options": config.to_dict(options),
         "records": len(refs),
-        "records_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        "records_sha256": said.hexdigest(),
     }
     path = out / STATE / "conversion.json"
     if not path.exists():
@@ -218,9 +243,15 @@ def _write_all(tasks: list[Task], workers: int, progress: Callable[[int], None])
     pool = concurrent.futures.ProcessPoolExecutor(
         min(workers, len(tasks)), mp_context=context, initializer=_start_worker, initargs=(counter,)
     )
-    waiting = {pool.submit(_write_shard_in_worker, task) for task in tasks}
+    ahead = iter(tasks)
+    waiting: set[concurrent.futures.Future[None]] = set()
     try:
-        while waiting:
+        while True:
+            # A few tasks ahead of the workers: each carries the references of its records.
+            for task in islice(ahead, 2 * workers - len(waiting)):
+                waiting.add(pool.submit(_write_shard_in_worker, task))
+            if not waiting:
+                break
             done_now, waiting = concurrent.futures.wait(
                 waiting, timeout=0.2, return_when=concurrent.futures.FIRST_EXCEPTION
             )
@@ -258,30 +289,28 @@ def _write_shard(task: Task) -> Iterator[None]:
     Raises:
         ShardError: The disk is full, or the folder cannot be written.
     """
-    database = load_database(task.database, mend=task.options.mend)
-    sums = _Sums()
+    database = load_database(task.reader, mend=task.options.mend)
+    sums = Sums()
     temporary = task.out / f"{task.name}.tmp"
     try:
-        with temporary.open("wb") as raw:
-            file = _HashingFile(raw)
+        with temporary.open("wb", buffering=BUFFER_BYTES) as raw:
+            tar = TarWriter(raw)
             for ref, doubled in task.refs:
                 try:
                     if doubled:
                         raise RecordError("duplicate-record", doubled)
                     record = database.read(ref)
-                    form = canonical(
-                        record, rate_hz=task.options.rate_hz, min_s=task.options.min_s, bounds=task.options.bounds
-                    )
+                    form = canonical(record, task.options.signal)
+                    about = _about(task.database, ref, record, form)
+                    sums.keep(ref, record, form, about["labels"], _write_samples(tar, about, form))
                 except RecordError as error:
                     hint = database.hint(error.reason)
                     sums.refuse(ref, error.reason, f"{error.message}; {hint}" if hint else error.message)
-                else:
-                    sums.keep(record, form, _write_sample(file, ref, record, form))
                 yield
-            file.write(bytes(2 * tarfile.BLOCKSIZE))
+            tar.end()
             raw.flush()
             os.fsync(raw.fileno())
-        if sums.members["offset"]:
+        if sums.samples:
             temporary.replace(task.out / task.name)
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -291,128 +320,43 @@ def _write_shard(task: Task) -> Iterator[None]:
         raise ShardError(f"{temporary} cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
-    report = sums.report(task, file)
-    write_json(task.out / STATE / f"{task.name}.json", config.to_dict(report))
+    report = sums.report(name=task.name, split=task.split, seen=len(task.refs), tar=tar)
+    # In one line: indenting takes Python's slow way through a thousand records' index.
+    write_bytes(task.out / STATE / f"{task.name}.json", json.dumps(config.to_dict(report), allow_nan=False).encode())
 
 
-class _HashingFile:
-    """Counts and hashes the bytes on their way to a file."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-        self.bytes = 0
-
-    def write(self, content: bytes) -> None:
-        self._file.write(content)
-        self.sha256.update(content)
-        self.bytes += len(content)
-
-    def member(self, name: str, content: bytes) -> int:
-        """Write one tar member; return the byte where its content starts."""
-        info = tarfile.TarInfo(name)  # mtime, uid and gid are 0: the bytes depend on the content alone
-        info.size = len(content)
-        self.write(info.tobuf(format=tarfile.USTAR_FORMAT))
-        start = self.bytes
-        self.write(content)
-        self.write(bytes(-len(content) % tarfile.BLOCKSIZE))
-        return start
-
-
-def _write_sample(file: _HashingFile, ref: RecordRef, record: Record, form: Canonical) -> dict[str, Any]:
-    """Write the two members of a sample; return its entry of the index and the hash of its signal."""
-    payload = np.ascontiguousarray(form.counts_LT, dtype="<i2").tobytes()
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": "<i2", "fortran_order": False, "shape": form.counts_LT.shape}
-    )
-    sha256 = hashlib.sha256(payload).hexdigest()
-    about: dict[str, Any] = {
+def _about(database: str, ref: RecordRef, record: Record, form: Canonical) -> dict[str, Any]:
+    """Return what the JSON of every segment of a record says."""
+    mapped = labels.derived(record.labels, record.database)
+    return {
         "age": record.age,
-        "database": record.database,
+        "database": database,
         "derived": form.derived,
-        "flags": [],
         "fold": record.fold,
-        "labels": {scheme: list(codes) for scheme, codes in record.labels.items()},
+        "labels": {scheme: list(codes) for scheme, codes in {**record.labels, **mapped}.items()},
         "mended": record.mended,
-        "microvolt_per_count": form.microvolt_per_count,
         "patient": record.patient,
         "rate_hz": form.rate_hz,
         "record": record.record,
         "sex": record.sex,
-        "sha256": sha256,
         "source_rate_hz": record.rate_hz,
         "split": ref.split,
-        "start_s": 0.0,
-    }
-    key = _key(record.record)
-    start = file.member(f"{key}.ecg.npy", header.getvalue() + payload)
-    text = json.dumps(about, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    json_offset = file.member(f"{key}.json", text)
-    return {
-        "offset": start + header.tell(),
-        "samples": form.counts_LT.shape[1],
-        "microvolt_per_count": form.microvolt_per_count,
-        "json_offset": json_offset,
-        "json_bytes": len(text),
-        "sha256": sha256,
     }
 
 
-class _Sums:
-    """Adds up what a shard's report says."""
-
-    def __init__(self) -> None:
-        self.members: dict[str, list[Any]] = {name: [] for name in Members.__dataclass_fields__}
-        self.refused: list[dict[str, str]] = []
-        self.counts: dict[str, Counter[str]] = {name: Counter() for name in ("mended", "derived", "rates_hz")}
-        self.labels: dict[str, Counter[str]] = {}
-        self.patients: set[str] = set()
-        self.signal_sha256: dict[str, str] = {}
-        self.count = 0
-        self.sum_mv = np.zeros(len(LEADS))
-        self.sum_square_mv = np.zeros(len(LEADS))
-
-    def refuse(self, ref: RecordRef, reason: str, message: str) -> None:
-        self.refused.append({"record": ref.record, "path": str(ref.path), "reason": reason, "message": message})
-
-    def keep(self, record: Record, form: Canonical, entry: dict[str, Any]) -> None:
-        for name, values in self.members.items():
-            values.append(entry[name])
-        self.signal_sha256[record.record] = entry["sha256"]
-        self.counts["mended"].update(record.mended)
-        self.counts["derived"].update(form.derived)
-        self.counts["rates_hz"][f"{form.rate_hz:g}"] += 1
-        for scheme, codes in record.labels.items():
-            self.labels.setdefault(scheme, Counter()).update(set(codes))
-        self.patients.add(record.patient if record.patient is not None else f"record {record.record}")
-        # Integers first: exact, and faster than floats.
-        counts = form.counts_LT.astype(np.int64)
-        self.count += counts.shape[1]
-        self.sum_mv += counts.sum(axis=1) * (form.microvolt_per_count * 1e-3)
-        self.sum_square_mv += np.einsum("lt,lt->l", counts, counts) * (form.microvolt_per_count * 1e-3) ** 2
-
-    def report(self, task: Task, file: _HashingFile) -> ShardReport:
-        samples = len(self.members["offset"])
-        shard = Shard(
-            name=task.name,
-            split=task.split,
-            samples=samples,
-            bytes=file.bytes,
-            sha256=file.sha256.hexdigest(),
-            members=Members(**{name: tuple(values) for name, values in self.members.items()}),
-        )
-        return ShardReport(
-            shard=shard if samples else None,
-            seen=len(task.refs),
-            refused=tuple(self.refused),
-            mended=dict(self.counts["mended"]),
-            derived=dict(self.counts["derived"]),
-            patients=tuple(sorted(self.patients)),
-            labels={scheme: dict(counts) for scheme, counts in self.labels.items()},
-            rates_hz=dict(self.counts["rates_hz"]),
-            signal_sha256=self.signal_sha256,
-            count=self.count,
-            sum_mv=tuple(self.sum_mv.tolist()),
-            sum_square_mv=tuple(self.sum_square_mv.tolist()),
-        )
+def _write_samples(tar: TarWriter, about: dict[str, Any], form: Canonical) -> list[Place]:
+    """Write the segments of a record."""
+    key = _key(about["record"])
+    whole = len(form.segments) == 1 and not form.refused
+    places = []
+    for segment in form.segments:
+        own = {
+            "content": segment.content,
+            "flags": segment.flags,
+            "microvolt_per_count": segment.microvolt_per_count,
+            "start_s": segment.start_s,
+        }
+        # No record's key holds an @, so that no segment can be called as another record.
+        name = key if whole else f"{key}@{segment.start_s:05.0f}"
+        places.append(tar.sample(name, segment.counts_LT, about | own))
+    return places

@@ -23,8 +23,8 @@ class SignalContract:
     """Lead names in the order of the encoder's input."""
     unit: Literal["mV"] = "mV"
     """Unit of `mean_mv` and `std_mv`, and of the signal before normalisation."""
-    filter: Literal["none"] = "none"
-    """Filter applied before normalisation."""
+    highpass_hz: float | None = None
+    """Corner of the zero-phase high-pass filter that comes before resampling, as `ecgfm.signal.highpass` has it."""
     mean_mv: tuple[float, ...]
     """Per lead, subtracted."""
     std_mv: tuple[float, ...]
@@ -39,5 +39,7 @@ class SignalContract:
             raise ConfigError(
                 f"signal: {len(self.leads)} leads, {len(self.mean_mv)} means and {len(self.std_mv)} standard deviations"
             )
+        if self.highpass_hz is not None and not 0 < self.highpass_hz < self.rate_hz / 2:
+            raise ConfigError(f"signal: highpass_hz {self.highpass_hz:g} must be above 0 and below half the rate")
         if min(self.std_mv) <= 0 or self.rate_hz <= 0 or self.window_samples <= 0 or self.clip <= 0:
             raise ConfigError("signal: std_mv, rate_hz, window_samples and clip must be above 0")

@@ -57,7 +57,7 @@ def train(run: Run) -> None:
 
 def signal_contract(run: Run, shards: Shards) -> SignalContract:
     """Return what the encoder will demand of a signal: the shards' rate, and their pooled mean and std."""
-    weight = torch.tensor([manifest.kept for manifest in shards.manifests], dtype=torch.float64)[:, None]
+    weight = torch.tensor([manifest.segments for manifest in shards.manifests], dtype=torch.float64)[:, None]
     mean = torch.tensor([manifest.mean_mv for manifest in shards.manifests], dtype=torch.float64)
     square = torch.tensor([manifest.std_mv for manifest in shards.manifests], dtype=torch.float64) ** 2 + mean**2
     pooled = (weight * mean).sum(0) / weight.sum()
@@ -67,9 +67,20 @@ def signal_contract(run: Run, shards: Shards) -> SignalContract:
         leads=LEADS,
         mean_mv=tuple(pooled.tolist()),
         std_mv=tuple(std.tolist()),
+        highpass_hz=_common_highpass(shards),
         clip=run.data.clip,
         window_samples=round(run.data.window_s * shards.rate_hz),
     )
+
+
+def _common_highpass(shards: Shards) -> float | None:
+    """Return the filter that all shards went through.
+
+    Where only the databases that need one were filtered, as by default, the encoder asks for none: those were brought
+    to what the others are.
+    """
+    corners = {manifest.options["signal"]["highpass_hz"] for manifest in shards.manifests}
+    return corners.pop() if len(corners) == 1 else None
 
 
 def _found(run: Run) -> tuple[Path, checkpoint.State] | None:
@@ -104,6 +115,7 @@ def _train(
         world_size=world.size,
         seed=run.seed,
         position=position,
+        exclude_flags=run.data.exclude_flags,
         pin_memory=world.device.type == "cuda",
     )
     objective = _build(run, contract)
@@ -292,7 +304,9 @@ def _introduce(
     )
     skipped = len(loader.shards) - len(loader.records)
     if skipped:
-        log.say(f"{skipped:,} records are left out: of a held-out split, or shorter than {run.data.window_s:g} s")
+        log.say(
+            f"{skipped:,} records are left out: of a held-out split, shorter than {run.data.window_s:g} s, or flagged"
+        )
     if start >= run.last_step:
         log.say(f"it has {start:,} steps already and is asked for {run.last_step:,}: nothing to do")
         return
@@ -315,7 +329,7 @@ def _shard_facts(loader: Loader) -> list[dict[str, Any]]:
         {
             **{name: getattr(manifest, name) for name in names},
             "records": records,
-            "patients": manifest.patients if records == manifest.kept else None,
+            "patients": manifest.patients if records == manifest.segments else None,
             "manifest_sha256": manifest_sha256(folder),
         }
         for folder, manifest, records in zip(loader.shards.folders, loader.shards.manifests, used, strict=True)

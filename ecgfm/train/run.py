@@ -32,6 +32,11 @@ class Data:
     encoder's, so that it sees in use what it saw in training; or those of its own database, as the paper does."""
     clip: float = 5.0
     """Normalised values are clipped to plus and minus this."""
+    exclude_flags: tuple[str, ...] = ("dead-lead", "implausible-amplitude")
+    """Quality flags of the shards; records that have one are not read."""
+    held_out: tuple[Path, ...] = ()
+    """Shards of other databases that the run must not have seen, such as PTB-XL's for a later evaluation: it does not
+    start when one of their test or validation records is among its own."""
     verify: bool = False
     """Compare every hash of the shards before starting; sizes are always compared."""
 
@@ -89,7 +94,7 @@ class Run:
 
 # These say where, when and how often, and change no weight.
 FREE = ("out", "steps", "resume", "accept_change", "log_every", "checkpoint_every", "keep_checkpoints")
-FREE_DATA = ("shards", "verify")  # the shards' content stands for their place
+FREE_DATA = ("shards", "held_out", "verify")  # the shards' content stands for their place
 
 
 def check_run(run: Run, window_samples: int) -> None:

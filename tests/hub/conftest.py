@@ -15,7 +15,6 @@ from ecgfm.databases.base import load_database
 from ecgfm.encoders.vit import ViT
 from ecgfm.leads import LEADS
 from ecgfm.signal.contract import SignalContract
-from ecgfm.signal.quality import Bounds
 
 RATE_HZ = 500.0
 WINDOW = 5000
@@ -75,12 +74,12 @@ def _made_up(samples: int, seed: int) -> NDArray[np.float64]:
 @pytest.fixture(scope="session")
 def real_ecgs(ecg_data: Path) -> list[NDArray[np.float64]]:
     """Two LUDB recordings, 12 leads, 500 Hz, in mV."""
-    from ecgfm.signal.canonical import canonical
+    from ecgfm.signal.canonical import Policy, canonical
 
     database = load_database("ludb")
     signals = []
     for ref in list(database.refs(ecg_data / "ludb"))[:2]:
-        form = canonical(database.read(ref), rate_hz=RATE_HZ, min_s=10.0, bounds=Bounds())
+        (form,) = canonical(database.read(ref), Policy(rate_hz=RATE_HZ)).segments
         signals.append(form.counts_LT.astype(np.float64) * (form.microvolt_per_count * 1e-3))
     assert len(LEADS) == 12
     return signals

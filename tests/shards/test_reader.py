@@ -67,7 +67,7 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, convert_georgia: Convert)
     path.write_text(whole[: len(whole) // 2])
     with pytest.raises(ShardError, match="is damaged"):
         Shards([tmp_path / "out"])
-    path.write_text(whole.replace('"schema": 1', '"schema": 99'))
+    path.write_text(whole.replace('"schema": 2', '"schema": 99'))
     with pytest.raises(ShardError, match="schema 99"):
         Shards([tmp_path / "out"])
 

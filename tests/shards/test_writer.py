@@ -16,11 +16,15 @@ import pytest
 from numpy.typing import NDArray
 
 from ecgfm.databases.base import load_database
-from ecgfm.errors import DatabaseError, ShardError
+from ecgfm.errors import DatabaseError, RecordError, ShardError
+from ecgfm.leads import LEADS
+from ecgfm.record import MISSING
 from ecgfm.shards.check import check_shards
 from ecgfm.shards.manifest import Manifest, read_manifest
 from ecgfm.shards.reader import Shards
+from ecgfm.shards.tar import TarWriter
 from ecgfm.shards.writer import Options, convert
+from ecgfm.signal.canonical import Policy
 
 Convert = Callable[..., Manifest]
 
@@ -52,19 +56,21 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 def test_the_number_of_workers_changes_no_byte(tmp_path: Path, convert_georgia: Convert) -> None:
     convert_georgia(tmp_path / "one", workers=1)
-    convert_georgia(tmp_path / "three", workers=3)
-    assert content(tmp_path / "one") == content(tmp_path / "three")
+    for workers in (2, 5):
+        convert_georgia(tmp_path / str(workers), workers=workers)
+        assert content(tmp_path / "one") == content(tmp_path / str(workers))
     assert len(list((tmp_path / "one").glob("*.tar"))) == 2  # the third holds no record
 
 
 def test_every_record_is_kept_or_refused_with_its_reason(tmp_path: Path, convert_georgia: Convert) -> None:
     manifest = convert_georgia(tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "refused.jsonl").read_text().splitlines()]
-    assert {line["record"]: line["reason"] for line in lines} == {"E00006": "lead-flat", "E00007": "too-short"}
-    assert "aVL" in lines[0]["message"] and "8 s" in lines[1]["message"]
-    assert (manifest.seen, manifest.kept) == (7, 5)
-    assert manifest.refused == {"lead-flat": 1, "too-short": 1}
-    assert manifest.labels == {"snomed": {"426783006": 5}}
+    assert {line["record"]: line["reason"] for line in lines} == {"E00006": "all-leads-flat", "E00007": "too-short"}
+    assert "8 s" in lines[1]["message"]
+    assert (manifest.seen, manifest.kept, manifest.segments) == (7, 5, 5)
+    assert manifest.refused == {"all-leads-flat": 1, "too-short": 1}
+    assert manifest.labels["snomed"] == {"426783006": 5}
+    assert manifest.labels["challenge"] == {"NSR": 5}
 
 
 def test_counts_and_statistics_are_those_of_the_source(
@@ -75,8 +81,13 @@ def test_counts_and_statistics_are_those_of_the_source(
     for index in range(5):
         sample = shards.sample(index)
         assert sample.record == f"E{index + 1:05d}"
-        np.testing.assert_array_equal(sample.counts_LT, np.roll(counts_LT, 37 * (index + 1), axis=1))
+        expected_LT = np.roll(counts_LT, 37 * (index + 1), axis=1)
+        if sample.record == "E00003":
+            assert sample.flags["flat-lead"] == ["aVL"]
+            expected_LT[LEADS.index("aVL")] = 11
+        np.testing.assert_array_equal(sample.counts_LT, expected_LT)
         np.testing.assert_allclose(sample.signal_LT, sample.counts_LT / 1000)
+    # The flat lead of E00003 does not enter, or mean and deviation of aVL would be others.
     np.testing.assert_allclose(manifest.mean_mv, counts_LT.mean(axis=1) / 1000, rtol=1e-12)
     np.testing.assert_allclose(manifest.std_mv, counts_LT.std(axis=1) / 1000, rtol=1e-9)
 
@@ -163,7 +174,7 @@ def test_records_with_the_same_signal_are_named(
 def test_other_options_for_a_folder_are_refused(tmp_path: Path, convert_georgia: Convert) -> None:
     convert_georgia(tmp_path / "out")
     before = content(tmp_path / "out")
-    with pytest.raises(ShardError, match=r"options\.rate_hz was 500.0, now 250.0"):
+    with pytest.raises(ShardError, match=r"options\.signal\.rate_hz was 500.0, now 250.0"):
         convert_georgia(tmp_path / "out", rate_hz=250.0)
     assert content(tmp_path / "out") == before
 
@@ -253,3 +264,75 @@ def test_nothing_in_a_shard_is_a_pickle(tmp_path: Path, convert_georgia: Convert
                 assert np.load(io.BytesIO(raw), allow_pickle=False).dtype == np.int16
             else:
                 json.loads(raw)
+
+
+def test_a_long_recording_becomes_segments_that_keep_record_and_patient(
+    tmp_path: Path, write_challenge: Callable[..., Path], counts_LT: NDArray[np.int16]
+) -> None:
+    long_LT = np.concatenate([counts_LT, counts_LT[:, ::-1], counts_LT], axis=1)  # 30 s
+    long_LT[6, 6_000:6_200] = MISSING
+    write_challenge(tmp_path / "georgia", "E00001", long_LT[:, :14_800])
+    write_challenge(tmp_path / "georgia", "E00002", counts_LT)
+    options = Options(signal=Policy(segment_s=10.0))
+    manifest = convert(load_database("georgia"), tmp_path / "georgia", tmp_path / "out", options)
+    assert (manifest.seen, manifest.kept, manifest.segments, manifest.patients) == (2, 2, 2, 2)
+    assert (manifest.refused, manifest.refused_segments) == ({}, {"samples-missing": 1})
+    assert manifest.cut_s == 9.6
+    (line,) = (json.loads(text) for text in (tmp_path / "out" / "refused.jsonl").read_text().splitlines())
+    assert (line["record"], line["start_s"], line["reason"]) == ("E00001", 10.0, "samples-missing")
+    (shard,) = manifest.shards
+    assert shard.members.record == ("E00001", "E00002")
+    with tarfile.open(tmp_path / "out" / shard.name) as tar:
+        names = tar.getnames()
+    assert names == ["E00001@00000.ecg.npy", "E00001@00000.json", "E00002.ecg.npy", "E00002.json"]
+    assert check_shards(tmp_path / "out") == []
+
+
+def test_records_of_a_database_that_is_cut_into_segments_have_the_segments_of_their_seconds(
+    tmp_path: Path, write_challenge: Callable[..., Path], counts_LT: NDArray[np.int16]
+) -> None:
+    long_LT = np.concatenate([counts_LT] * 13, axis=1)  # 130 s
+    write_challenge(tmp_path / "georgia", "E00001", long_LT)
+    manifest = convert(load_database("georgia"), tmp_path / "georgia", tmp_path / "out", Options())
+    shards = Shards([tmp_path / "out"])
+    assert [shards.sample(index).start_s for index in range(len(shards))] == [0.0, 60.0, 120.0]
+    assert [shards.counts(index).shape[1] for index in range(len(shards))] == [30_000, 30_000, 5_000]
+    assert {shards.sample(index).record for index in range(3)} == {"E00001"}
+    assert manifest.labels["snomed"] == {"426783006": 1}  # records are counted, not segments
+    assert check_shards(tmp_path / "out") == []
+
+
+def test_the_databases_own_filter_is_applied_unless_another_is_asked_for(
+    tmp_path: Path, source: Path, convert_georgia: Convert
+) -> None:
+    database = load_database("georgia")
+    database.highpass_hz = 0.5  # type: ignore[misc]
+    filtered = convert(database, source, tmp_path / "filtered", Options())
+    plain = convert(database, source, tmp_path / "plain", Options(signal=Policy()))
+    assert filtered.options["signal"]["highpass_hz"] == 0.5 and plain.options["signal"]["highpass_hz"] is None
+    assert np.abs(filtered.mean_mv).max() < 0.02 < np.abs(plain.mean_mv).max()
+
+
+def test_a_name_that_no_tar_holds_refuses_the_record(tmp_path: Path, counts_LT: NDArray[np.int16]) -> None:
+    member = tar_of(tmp_path / "x.tar", "a" * 92, counts_LT)
+    assert len(member) == 100
+    with pytest.raises(RecordError, match="100") as caught:
+        tar_of(tmp_path / "y.tar", "a" * 93, counts_LT)
+    assert caught.value.reason == "name-too-long"
+
+
+def tar_of(path: Path, key: str, counts_LT: NDArray[np.int16]) -> str:
+    """Write a tar of one sample; return the name that the standard library reads from it."""
+    with path.open("wb") as file:
+        writer = TarWriter(file)
+        place = writer.sample(key, counts_LT, {"a": 1})
+        writer.end()
+    assert writer.sha256.hexdigest() == hashlib.sha256(path.read_bytes()).hexdigest()
+    with tarfile.open(path) as tar:
+        npy, about = tar.getmembers()
+    assert about.offset_data == place.json_offset and about.size == place.json_bytes
+    raw = path.read_bytes()
+    np.testing.assert_array_equal(
+        np.frombuffer(raw, "<i2", counts_LT.size, place.offset).reshape(counts_LT.shape), counts_LT
+    )
+    return npy.name

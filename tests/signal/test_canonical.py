@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
-from ecgfm.errors import RecordError
+from ecgfm.errors import ConfigError, RecordError
 from ecgfm.leads import LEADS
 from ecgfm.record import MISSING, Record
-from ecgfm.signal.canonical import LARGEST_COUNT, Canonical, canonical, quantise
-from ecgfm.signal.quality import Bounds
+from ecgfm.signal.canonical import INTERPOLATED, LARGEST_COUNT, Canonical, Policy, Segment, canonical, quantise
+from ecgfm.signal.highpass import highpass
 
 
 def ecg_counts(samples: int = 5000, rate_hz: float = 500.0) -> NDArray[np.int16]:
@@ -38,19 +38,26 @@ def record_of(counts_LT: NDArray[np.int16], **changed: Any) -> Record:
     return Record(**(settings | changed))
 
 
-def form_of(record: Record, rate_hz: float | None = 500.0) -> Canonical:
-    return canonical(record, rate_hz=rate_hz, min_s=1.0, bounds=Bounds())
+def forms_of(record: Record, **policy: Any) -> Canonical:
+    return canonical(record, Policy(**({"min_s": 1.0} | policy)))
 
 
-def millivolt(form: Canonical) -> NDArray[np.float64]:
+def form_of(record: Record, **policy: Any) -> Segment:
+    """Return the one segment of a short record."""
+    (segment,) = forms_of(record, **policy).segments
+    return segment
+
+
+def millivolt(form: Segment) -> NDArray[np.float64]:
     return np.asarray(form.counts_LT * (form.microvolt_per_count * 1e-3), dtype=np.float64)
 
 
 def test_counts_that_need_no_change_are_kept_bit_for_bit() -> None:
     counts_LT = ecg_counts()
-    form = form_of(record_of(counts_LT, microvolt_per_count=np.full(12, 4.88)))
+    whole = forms_of(record_of(counts_LT, microvolt_per_count=np.full(12, 4.88)))
+    (form,) = whole.segments
     np.testing.assert_array_equal(form.counts_LT, counts_LT)
-    assert (form.microvolt_per_count, form.rate_hz, form.derived) == (4.88, 500.0, ())
+    assert (form.microvolt_per_count, whole.rate_hz, whole.derived, whole.cut_s) == (4.88, 500.0, (), 0.0)
     assert form.counts_LT.dtype == np.int16
 
 
@@ -116,7 +123,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_derived_leads_are_named_and_right() -> None:
     counts_LT = ecg_counts()
     kept = [0, 1, *range(6, 12)]
-    form = form_of(
+    whole = forms_of(
         record_of(
             counts_LT[kept],
             leads=tuple(LEADS[index] for index in kept),
@@ -124,7 +131,8 @@ def test_derived_leads_are_named_and_right() -> None:
             offset_counts=np.zeros(8, np.int64),
         )
     )
-    assert form.derived == ("III", "aVR", "aVL", "aVF")
+    assert whole.derived == ("III", "aVR", "aVL", "aVF")
+    (form,) = whole.segments
     one, two = counts_LT[:2].astype(np.float64) * 1e-3
     truth = {"III": two - one, "aVR": -(one + two) / 2, "aVL": one - two / 2, "aVF": two - one / 2}
     for lead, expected in truth.items():
@@ -133,8 +141,9 @@ def test_derived_leads_are_named_and_right() -> None:
 
 def test_another_rate_is_that_of_scipy() -> None:
     counts_LT = ecg_counts(4000, 1000.0)
-    form = form_of(record_of(counts_LT, rate_hz=1000.0))
-    assert (form.rate_hz, form.counts_LT.shape) == (500.0, (12, 2000))
+    whole = forms_of(record_of(counts_LT, rate_hz=1000.0))
+    (form,) = whole.segments
+    assert (whole.rate_hz, form.counts_LT.shape) == (500.0, (12, 2000))
     theirs_mv = resample_poly(counts_LT * 1e-3, 1, 2, axis=-1, window=("kaiser", 5.0))
     # Half a microvolt of quantisation and the sum of the filter, which is 1 in ours and nearly so in scipy's.
     np.testing.assert_allclose(millivolt(form)[:, 20:-20], theirs_mv[:, 20:-20], rtol=0, atol=1e-3)
@@ -142,26 +151,111 @@ def test_another_rate_is_that_of_scipy() -> None:
 
 def test_no_rate_wanted_keeps_the_records_own() -> None:
     counts_LT = ecg_counts(2000, 257.0)
-    form = form_of(record_of(counts_LT, rate_hz=257.0), rate_hz=None)
-    assert form.rate_hz == 257.0
+    whole = forms_of(record_of(counts_LT, rate_hz=257.0), rate_hz=None)
+    (form,) = whole.segments
+    assert whole.rate_hz == 257.0
     np.testing.assert_array_equal(form.counts_LT, counts_LT)
 
 
 def test_a_short_record_is_refused_and_one_of_just_the_length_kept() -> None:
     record = record_of(ecg_counts(500))
-    assert canonical(record, rate_hz=None, min_s=1.0, bounds=Bounds()).counts_LT.shape == (12, 500)
+    assert form_of(record).counts_LT.shape == (12, 500)
     with pytest.raises(RecordError, match=r"1 s, wanted are at least 1\.01 s") as caught:
-        canonical(record, rate_hz=None, min_s=1.01, bounds=Bounds())
+        form_of(record, min_s=1.01)
     assert caught.value.reason == "too-short"
 
 
-@pytest.mark.parametrize(("lead", "reason"), [("V3", "samples-missing"), ("aVR", "samples-missing")])
-def test_a_missing_sample_is_never_taken_for_a_voltage(lead: str, reason: str) -> None:
+@pytest.mark.parametrize("floats", [False, True])
+def test_a_short_gap_becomes_a_straight_line_and_is_said(floats: bool) -> None:
     counts_LT = ecg_counts()
-    counts_LT[LEADS.index(lead), 100] = MISSING
-    with pytest.raises(RecordError, match=lead) as caught:
+    spoilt_LT: Any = counts_LT.astype(np.float32) if floats else counts_LT.copy()
+    spoilt_LT[LEADS.index("V3"), 100:150] = np.nan if floats else MISSING
+    form = form_of(record_of(spoilt_LT))
+    assert form.flags[INTERPOLATED] == ("V3",)
+    truth_mv = counts_LT * 1e-3
+    row = truth_mv[LEADS.index("V3")]
+    row[100:150] = np.interp(np.arange(100, 150), [99, 150], [row[99], row[150]])
+    np.testing.assert_allclose(millivolt(form), truth_mv, rtol=0, atol=0.5e-3)
+
+
+@pytest.mark.parametrize("samples", [51, 5000])
+def test_a_long_gap_is_refused_and_never_taken_for_a_voltage(samples: int) -> None:
+    counts_LT = ecg_counts()
+    counts_LT[LEADS.index("aVR"), :samples] = MISSING
+    with pytest.raises(RecordError, match="aVR") as caught:
         form_of(record_of(counts_LT))
-    assert caught.value.reason == reason
+    assert caught.value.reason == "samples-missing"
+    if samples < 5000:
+        assert INTERPOLATED in form_of(record_of(counts_LT), max_gap_s=0.2).flags
+
+
+def test_missing_samples_of_other_leads_do_not_matter() -> None:
+    counts_LT = ecg_counts()
+    frank_LT = np.full((1, 5000), MISSING)
+    form = form_of(
+        record_of(
+            np.concatenate([frank_LT, counts_LT]),
+            leads=("vx", *LEADS),
+            microvolt_per_count=np.ones(13),
+            offset_counts=np.zeros(13, np.int64),
+        )
+    )
+    np.testing.assert_array_equal(form.counts_LT, counts_LT)
+    assert INTERPOLATED not in form.flags
+
+
+def test_a_long_recording_is_cut_and_each_part_stands_where_it_says() -> None:
+    counts_LT = ecg_counts(7_200)
+    whole = forms_of(record_of(counts_LT), segment_s=3.0, min_s=2.0)
+    assert [segment.start_s for segment in whole.segments] == [0.0, 3.0, 6.0, 9.0, 12.0]
+    for segment in whole.segments:
+        start = round(segment.start_s * 500)
+        np.testing.assert_array_equal(segment.counts_LT, counts_LT[:, start : start + 1500])
+    assert whole.segments[-1].counts_LT.shape[1] == 1200 and whole.cut_s == 0.0
+    shorter = forms_of(record_of(counts_LT), segment_s=3.0, min_s=2.5)
+    assert len(shorter.segments) == 4
+    assert shorter.cut_s == pytest.approx(2.4)
+
+
+def test_a_gap_costs_its_own_segment_only() -> None:
+    counts_LT = ecg_counts(6_000)
+    counts_LT[4, 2_000:2_400] = MISSING
+    whole = forms_of(record_of(counts_LT), segment_s=3.0)
+    assert [segment.start_s for segment in whole.segments] == [0.0, 6.0, 9.0]
+    assert [(refusal.start_s, refusal.reason) for refusal in whole.refused] == [(3.0, "samples-missing")]
+    assert "400 samples in a row" in whole.refused[0].message and "aVL" in whole.refused[0].message
+    for segment in whole.segments:
+        start = round(segment.start_s * 500)
+        np.testing.assert_allclose(millivolt(segment), counts_LT[:, start : start + 1500] * 1e-3, rtol=0, atol=0.5e-3)
+
+
+def test_the_whole_recording_is_filtered_before_it_is_cut() -> None:
+    counts_LT = ecg_counts(15_000)
+    whole = forms_of(record_of(counts_LT), segment_s=10.0, highpass_hz=0.5)
+    expected_LT = highpass(counts_LT * 1e-3, 500.0, 0.5)
+    for segment in whole.segments:
+        start = round(segment.start_s * 500)
+        np.testing.assert_allclose(millivolt(segment), expected_LT[:, start : start + 5000], rtol=0, atol=0.5e-3)
+
+
+def test_floats_are_quantised_within_half_a_microvolt() -> None:
+    signal_LT = (ecg_counts() * 1e-3 + 1e-4).astype(np.float32)
+    form = form_of(record_of(signal_LT, microvolt_per_count=np.full(12, 1000.0)))
+    np.testing.assert_allclose(millivolt(form), signal_LT, rtol=0, atol=0.5e-3)
+
+
+def test_a_flagged_segment_is_kept_unless_the_flag_is_refused() -> None:
+    counts_LT = ecg_counts()
+    counts_LT[LEADS.index("V2")] = 0
+    assert form_of(record_of(counts_LT)).flags["flat-lead"] == ("V2",)
+    with pytest.raises(RecordError, match="flat-lead: V2") as caught:
+        form_of(record_of(counts_LT), refuse=("flat-lead",))
+    assert caught.value.reason == "flat-lead"
+
+
+def test_segments_shorter_than_the_shortest_are_a_contradiction() -> None:
+    with pytest.raises(ConfigError, match="--segment-s 5 is shorter than --min-s 10"):
+        Policy(segment_s=5.0, min_s=10.0)
 
 
 def test_a_missing_chest_lead_is_refused() -> None:
@@ -188,9 +282,10 @@ def test_an_offset_that_leaves_int16_is_computed_instead_of_wrapped() -> None:
     assert np.abs(form.counts_LT.astype(int)).max() <= LARGEST_COUNT
 
 
-def test_the_record_is_not_changed() -> None:
+@pytest.mark.parametrize("policy", [{}, {"highpass_hz": 0.5}, {"rate_hz": 250.0}])
+def test_the_record_is_not_changed(policy: dict[str, float]) -> None:
     counts_LT = ecg_counts()
+    counts_LT[3, 50:60] = MISSING
     before = counts_LT.copy()
-    form = form_of(record_of(counts_LT))
-    form.counts_LT[:] = 0
+    form_of(record_of(counts_LT), **policy)
     np.testing.assert_array_equal(counts_LT, before)
