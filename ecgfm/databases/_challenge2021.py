@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from ecgfm.databases._fields import age_years, sex_of
-from ecgfm.databases._wfdb_files import Header, comment_fields, find_headers, read_header, signal_fields
+from ecgfm.databases._wfdb_files import signal_fields
+from ecgfm.databases._wfdb_header import Header, comment_fields, find_headers, read_header
 from ecgfm.databases.base import Database, Download, folder
 from ecgfm.errors import DatabaseError
 from ecgfm.leads import LEADS

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfm.databases._wfdb_files import read_file
+from ecgfm.databases._wfdb_header import read_file
 from ecgfm.errors import RecordError
 
 LARGEST_BYTES = 1 << 28

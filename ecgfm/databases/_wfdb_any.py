@@ -20,7 +20,8 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfm.databases._wfdb_files import Header, lead_names, of_standard_leads, read_counts, scale
+from ecgfm.databases._wfdb_files import read_counts
+from ecgfm.databases._wfdb_header import Header, lead_names, of_standard_leads, scale
 from ecgfm.errors import RecordError
 from ecgfm.leads import canonical_name
 from ecgfm.record import MISSING, Counts

@@ -75,7 +75,7 @@ class Database(abc.ABC):
                 raise ConfigError(f"--mend {name}: {self.name()} has no such rule (there are: {known})")
         self.mend = mend
         self.called = self.name()
-        """What shards, statistics and patients are kept apart by: the reader's name, or that of the archive it reads."""
+        """What shards, statistics and patients are kept apart by: the reader's name, or that of the archive read."""
 
     @classmethod
     def name(cls) -> str:

@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfm.databases._wfdb_files import find_headers, read_header, signal_fields
+from ecgfm.databases._wfdb_files import signal_fields
+from ecgfm.databases._wfdb_header import find_headers, read_header
 from ecgfm.databases.base import Database, Download, folder
 from ecgfm.errors import DatabaseError
 from ecgfm.leads import LEADS, positions

@@ -30,7 +30,7 @@ import numpy as np
 
 from ecgfm.databases._fields import age_years, sex_of
 from ecgfm.databases._matlab5 import read_struct
-from ecgfm.databases._wfdb_files import find_files
+from ecgfm.databases._wfdb_header import find_files
 from ecgfm.databases.base import Database, Download, folder
 from ecgfm.errors import DatabaseError, RecordError
 from ecgfm.leads import LEADS

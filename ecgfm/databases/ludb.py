@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from ecgfm.databases._fields import age_years, sex_of
-from ecgfm.databases._wfdb_files import comment_fields, find_headers, lead_names, read_counts, read_header
+from ecgfm.databases._wfdb_files import read_counts
+from ecgfm.databases._wfdb_header import comment_fields, find_headers, lead_names, read_header
 from ecgfm.databases.base import Database, Download, folder
 from ecgfm.errors import DatabaseError
 from ecgfm.leads import LEADS

@@ -37,7 +37,8 @@ import numpy as np
 
 from ecgfm.databases._fields import age_years, sex_of
 from ecgfm.databases._tables import row_at, rows
-from ecgfm.databases._wfdb_files import read_header, signal_fields
+from ecgfm.databases._wfdb_files import signal_fields
+from ecgfm.databases._wfdb_header import read_header
 from ecgfm.databases.base import Database, Download, folder
 from ecgfm.errors import DatabaseError, RecordError
 from ecgfm.record import Record, RecordRef

@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ecgfm.databases._fields import age_years, sex_of
-from ecgfm.databases._wfdb_files import comment_fields, find_headers, of_standard_leads, read_header, signal_fields
+from ecgfm.databases._wfdb_files import signal_fields
+from ecgfm.databases._wfdb_header import comment_fields, find_headers, of_standard_leads, read_header
 from ecgfm.databases.base import Database, Download, folder
 from ecgfm.errors import DatabaseError
 from ecgfm.leads import LEADS

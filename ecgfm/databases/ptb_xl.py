@@ -27,7 +27,8 @@ from pathlib import Path
 
 from ecgfm.databases._fields import age_years
 from ecgfm.databases._tables import rows
-from ecgfm.databases._wfdb_files import read_header, signal_fields
+from ecgfm.databases._wfdb_files import signal_fields
+from ecgfm.databases._wfdb_header import read_header
 from ecgfm.databases.base import Database, Download, folder
 from ecgfm.errors import DatabaseError, RecordError
 from ecgfm.record import Record, RecordRef, Sex

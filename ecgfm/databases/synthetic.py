@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from ecgfm.databases._fields import age_years, sex_of
 from ecgfm.databases._synthetic_dipole import COUNTS_PER_MV
 from ecgfm.databases._synthetic_record import Heart, synthesise
-from ecgfm.databases._wfdb_files import comment_fields, read_header, signal_fields
+from ecgfm.databases._wfdb_files import signal_fields
+from ecgfm.databases._wfdb_header import comment_fields, read_header
 from ecgfm.databases.base import Database, folder
 from ecgfm.errors import ConfigError, DatabaseError
 from ecgfm.leads import LEADS

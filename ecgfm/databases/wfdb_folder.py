@@ -56,7 +56,7 @@ from ecgfm.databases._own_archive import (
     take_facts_,
 )
 from ecgfm.databases._wfdb_any import any_signal_fields
-from ecgfm.databases._wfdb_files import comment_fields, find_headers, read_header
+from ecgfm.databases._wfdb_header import comment_fields, find_headers, read_header
 from ecgfm.databases.base import Database, folder
 from ecgfm.errors import DatabaseError, RecordError
 from ecgfm.record import Record, RecordRef

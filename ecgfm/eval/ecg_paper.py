@@ -45,18 +45,31 @@ def plot_ecg(
     *,
     title: str = "",
     hidden: Sequence[tuple[float, float]] | None = None,
-    into: SubFigure | None = None,
-) -> Figure | SubFigure:
+) -> Figure:
+    """Return a page with the first ten seconds of a recording; see `draw_ecg`."""
+    figure = Figure(figsize=PAGE_INCH)
+    draw_ecg(figure, signal_LT, rate_hz, title=title, hidden=hidden)
+    return figure
+
+
+def draw_ecg(
+    figure: Figure | SubFigure,
+    signal_LT: NDArray[np.floating],
+    rate_hz: float,
+    *,
+    title: str = "",
+    hidden: Sequence[tuple[float, float]] | None = None,
+) -> None:
     """Draw the first ten seconds of a recording on ECG paper.
 
     Each lead is shifted by its median, as a recorder's high-pass filter would; nothing else is changed.
 
     Args:
+        figure: A figure, or a part of one, of the size of a page (`PAGE_INCH`) to be true to scale.
         signal_LT: Millivolt, the twelve leads in canonical order.
         rate_hz: Samples per second.
         title: Printed above the paper.
         hidden: Blocks of time in seconds (start, end) that are shaded.
-        into: Part of a figure to draw into, of the size of a page if it is to be true to scale; else a new figure.
 
     Raises:
         SignalError: The shape is not (12, samples), or the rate is not above 0.
@@ -64,7 +77,6 @@ def plot_ecg(
     if signal_LT.ndim != 2 or signal_LT.shape[0] != len(LEADS) or signal_LT.shape[1] < 2 or rate_hz <= 0:
         raise SignalError(f"signal has shape {signal_LT.shape} at {rate_hz} Hz; expected (12, samples) above 0 Hz")
     signal_LT = signal_LT - np.nanmedian(signal_LT, axis=1, keepdims=True)
-    figure = into or Figure(figsize=PAGE_INCH)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, PAGE_MM[0]), ylim=(0, PAGE_MM[1]))
     axes.set_axis_off()
@@ -86,7 +98,6 @@ def plot_ecg(
     if hidden:
         axes.add_patch(Rectangle((right - 42, bottom - 5.6), 6, 3, facecolor=SHADE, alpha=0.25, linewidth=0))
         axes.text(right, bottom - 3, "hidden from the encoder", fontsize=8, color=INK, va="top", ha="right")
-    return figure
 
 
 def _draw_paper(axes: Axes) -> None:

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from ecgfm.errors import ConfigError
-from ecgfm.eval.ecg_paper import PAGE_INCH, plot_ecg
+from ecgfm.eval.ecg_paper import PAGE_INCH, draw_ecg, plot_ecg
 
 if TYPE_CHECKING:
     from ecgfm.eval.probe import Result
@@ -51,7 +51,7 @@ def plot_pages(
     figure = Figure(figsize=(columns * PAGE_INCH[0], rows * PAGE_INCH[1]))
     pages = figure.subfigures(rows, columns, squeeze=False, wspace=0, hspace=0).ravel()
     for page, (title, signal_LT, rate_hz) in zip(pages, records):
-        plot_ecg(signal_LT, rate_hz, title=title, hidden=hidden, into=page)
+        draw_ecg(page, signal_LT, rate_hz, title=title, hidden=hidden)
     return figure
 
 

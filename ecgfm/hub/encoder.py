@@ -39,7 +39,7 @@ from ecgfm.hub.recordings import Signal, check_leads, recordings, to_contract, w
 from ecgfm.leads import LEADS
 from ecgfm.signal.contract import SignalContract
 
-FORMAT = 1
+FORMAT = 2
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 README = "README.md"

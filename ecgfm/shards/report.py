@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ecgfm.leads import LEADS
 from ecgfm.record import Record, RecordRef
@@ -70,7 +71,7 @@ class Sums:
             self._counts["flags"].update(segment.flags.keys())
 
     def _add(self, record: Record, segment: Segment, place: Place) -> None:
-        entry = {
+        entry: dict[str, Any] = {
             "offset": place.offset,
             "samples": segment.counts_LT.shape[1],
             "microvolt_per_count": segment.microvolt_per_count,
@@ -84,10 +85,10 @@ class Sums:
         for name, values in self._members.items():
             values.append(entry[name])
         self._signal_sha256.append(place.sha256)
-        good = np.ones(len(LEADS), dtype=bool)
-        for flag in NOT_IN_STATISTICS:
-            for lead in segment.flags.get(flag, ()):
-                good[LEADS.index(lead)] = False
+        good: NDArray[np.bool_] | slice = slice(None)
+        bad = {LEADS.index(lead) for flag in NOT_IN_STATISTICS for lead in segment.flags.get(flag, ())}
+        if bad:
+            good = np.array([index not in bad for index in range(len(LEADS))])
         millivolt = segment.microvolt_per_count * 1e-3
         self._count[good] += segment.counts_LT.shape[1]
         self._sum_mv[good] += segment.assessment.sum_L[good] * millivolt

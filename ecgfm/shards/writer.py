@@ -107,13 +107,18 @@ def convert(
     with _locked(out):
         tasks = _plan(database, refs, out, options)
         _check_same_conversion(out, database, options, refs)
-        for leftover in [*out.glob("*.tmp"), *(out / STATE).glob("*.tmp")]:
-            leftover.unlink()
+        _remove_leftovers(out)
         missing = [task for task in tasks if _finished(task) is None]
         ready = len(refs) - sum(len(task.refs) for task in missing)
         progress(ready, len(refs))
         _write_all(missing, workers, lambda done: progress(ready + done, len(refs)))
         return _finish(database, tasks, out, options)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Delete what a process left that was killed."""
+    for leftover in [*out.glob("*.tmp"), *(out / STATE).glob("*.tmp")]:
+        leftover.unlink(missing_ok=True)
 
 
 def _finish(database: Database, tasks: list[Task], out: Path, options: Options) -> Manifest:
@@ -238,6 +243,27 @@ def _write_all(tasks: list[Task], workers: int, progress: Callable[[int], None])
                 done += 1
                 progress(done)
         return
+    with _one_thread_each():
+        _write_in_workers(tasks, workers, progress)
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let processes that are started now compute on one thread: a thread a core for each of them is in the way."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _write_in_workers(tasks: list[Task], workers: int, progress: Callable[[int], None]) -> None:
     context = multiprocessing.get_context("spawn")  # fork would copy the progress bar's thread in a bad moment
     counter = context.Value("q", 0)
     pool = concurrent.futures.ProcessPoolExecutor(
@@ -263,6 +289,8 @@ def _write_all(tasks: list[Task], workers: int, progress: Callable[[int], None])
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list((pool._processes or {}).values()):
             process.terminate()
+            process.join()
+        _remove_leftovers(tasks[0].out)
         raise
     pool.shutdown()
 

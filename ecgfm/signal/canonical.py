@@ -13,6 +13,7 @@ Shapes: L leads, T samples.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -121,11 +122,7 @@ def canonical(record: Record, policy: Policy) -> Canonical:
     seconds = source_samples / record.rate_hz
     if seconds < policy.min_s:
         raise RecordError("too-short", f"{seconds:.3g} s, wanted are at least {policy.min_s:g} s")
-    try:
-        derived = derivable(record.leads)
-        places = positions(record.leads)
-    except LeadError as error:
-        raise RecordError("lead-missing", str(error)) from error
+    derived, places = _layout(record.leads)
     missing_LT = _missing(record, places)
     rate_hz = record.rate_hz if policy.rate_hz is None else policy.rate_hz
     exact = None
@@ -157,6 +154,19 @@ def canonical(record: Record, policy: Policy) -> Canonical:
         refused=tuple(refused),
         cut_s=(samples - spans[-1][1]) / rate_hz,
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(leads: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Return the leads that must be derived, and where the standard ones are; the same for most of a database.
+
+    Raises:
+        RecordError: `lead-missing`.
+    """
+    try:
+        return derivable(leads), positions(leads)
+    except LeadError as error:
+        raise RecordError("lead-missing", str(error)) from error
 
 
 def quantise(signal_LT: NDArray[np.float64]) -> tuple[NDArray[np.int16], float]:
@@ -239,7 +249,7 @@ def _filled(missing_LT: NDArray[np.bool_], source: slice, record: Record, max_ga
             f"{longest:,} samples in a row ({longest / record.rate_hz:.3g} s) are missing in {record.leads[lead]}, "
             f"filled are at most {max_gap_s:g} s",
         )
-    found = missing_LT[:, source].any(axis=1)
+    found = missing_LT[:, source].any(axis=1).tolist()
     return tuple(name for name, there in zip(record.leads, found, strict=True) if there)
 
 
@@ -262,14 +272,14 @@ def _exact_counts(record: Record, places: list[int]) -> tuple[NDArray[np.int16],
     if record.counts_LT.dtype != np.int16:
         return None
     # Only the twelve leads count: PTB's Frank leads may have another gain.
-    step_L, offset_L = record.microvolt_per_count[places], record.offset_counts[places]
-    if (step_L != step_L[0]).any():
+    step_L, offset_L = record.microvolt_per_count[places].tolist(), record.offset_counts[places]
+    if len(set(step_L)) > 1:
         return None
-    counts_LT = record.counts_LT if places == list(range(len(record.counts_LT))) else record.counts_LT[places]
+    in_order = places == list(range(len(record.counts_LT)))
+    counts_LT = np.asarray(record.counts_LT if in_order else record.counts_LT[places], dtype=np.int16)
     if offset_L.any():
         shifted = counts_LT.astype(np.int32) - offset_L[:, None]
         if np.abs(shifted).max() > LARGEST_COUNT:
             return None
         counts_LT = shifted.astype(np.int16)
-    assert counts_LT.dtype == np.int16
     return counts_LT, float(step_L[0])

@@ -21,12 +21,14 @@ Shapes: L leads, T samples.
 
 from __future__ import annotations
 
+import importlib
 from functools import lru_cache
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfm.errors import SignalError
+from ecgfm.errors import ConfigError, SignalError
 
 ORDER = 4
 SAMPLES_AT_ONCE = 500_000
@@ -77,8 +79,7 @@ def mirrored_samples(rate_hz: float, cutoff_hz: float) -> int:
 
 def _forward(signal_LT: NDArray[np.float64], rate_hz: float, cutoff_hz: float) -> NDArray[np.float64]:
     """Return the signal filtered once, as if each lead had stood at its first value for ever."""
-    from scipy.signal import sosfilt
-
+    sosfilt = _scipy_signal().sosfilt
     sections, settled = _design(rate_hz, cutoff_hz)
     start = settled[:, None, :] * signal_LT[None, :, :1]
     return np.asarray(sosfilt(sections, signal_LT, axis=-1, zi=start)[0])
@@ -87,7 +88,18 @@ def _forward(signal_LT: NDArray[np.float64], rate_hz: float, cutoff_hz: float) -
 @lru_cache(maxsize=16)
 def _design(rate_hz: float, cutoff_hz: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the sections, shape (2, 6), and their state after an endless input of 1, shape (2, 2)."""
-    from scipy.signal import butter, sosfilt_zi
+    scipy_signal = _scipy_signal()
+    sections = scipy_signal.butter(ORDER, cutoff_hz, "highpass", output="sos", fs=rate_hz)
+    return sections, scipy_signal.sosfilt_zi(sections)
 
-    sections = butter(ORDER, cutoff_hz, "highpass", output="sos", fs=rate_hz)
-    return sections, sosfilt_zi(sections)
+
+def _scipy_signal() -> ModuleType:
+    """Return scipy.signal, which only those need who filter.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        return importlib.import_module("scipy.signal")
+    except ModuleNotFoundError as error:
+        raise ConfigError("a high-pass filter needs SciPy: pip install scipy") from error

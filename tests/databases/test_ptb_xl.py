@@ -35,7 +35,8 @@ def write_table(root: Path, **changed: str) -> None:
     """Write a table of record 1, with the entries that a test changes."""
     row = {
         "ecg_id": "1", "patient_id": "15709.0", "age": "56.0", "sex": "1", "scp_codes": "{'NORM': 100.0}",
-        "heart_axis": "", "strat_fold": "3", "filename_lr": "records100/00000/00001_lr", "filename_hr": "records500/00000/00001_hr",
+        "heart_axis": "", "strat_fold": "3", "filename_lr": "records100/00000/00001_lr",
+        "filename_hr": "records500/00000/00001_hr",
     } | changed  # fmt: skip
     with (root / "ptbxl_database.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(row))

@@ -21,7 +21,8 @@ from ecgfm.databases._synthetic_dipole import (
     twelve_leads,
 )
 from ecgfm.databases._synthetic_waves import MORPHOLOGIES, as_waves
-from ecgfm.databases._wfdb_files import lead_names, read_counts, read_header, scale
+from ecgfm.databases._wfdb_files import read_counts
+from ecgfm.databases._wfdb_header import lead_names, read_header, scale
 
 # Edenbrandt and Pahlm 1988, the inverse Dower matrix as printed: rows X, Y, Z, columns V1 to V6, I, II. They count
 # Z to the front, Frank's Z is to the back; three digits are given.

@@ -14,7 +14,8 @@ import pytest
 import wfdb
 from numpy.typing import NDArray
 
-from ecgfm.databases._wfdb_files import Header, find_headers, lead_names, read_counts, read_header, scale
+from ecgfm.databases._wfdb_files import read_counts
+from ecgfm.databases._wfdb_header import Header, find_headers, lead_names, read_header, scale
 from ecgfm.errors import DatabaseError, RecordError
 from ecgfm.leads import LEADS
 from ecgfm.record import MISSING

@@ -262,12 +262,12 @@ def test_weights_that_do_not_fit_are_refused_by_name(
         ("encoder", {"kind": "mamba9"}, "'mamba9'.*upgrade"),
         ("encoder", {"rope": True}, "unknown entry 'rope'.*upgrade"),
         ("encoder", {"num_leads": 8}, "takes 8 leads"),
-        ("signal", {"filter": "highpass-0.5"}, "'highpass-0.5'.*upgrade"),
+        ("signal", {"highpass_hz": 400.0}, "below half the rate"),
         ("signal", {"unit": "uV"}, "'uV'.*upgrade"),
         ("signal", {"leads": ["X", *LEADS[1:]]}, "lead 'X'"),
         ("signal", {"window_samples": 10}, "longer than the window"),
         ("signal", {"std_mv": [0.0] * 12}, "must be above 0"),
-        ("ecgfm", {"format": 2}, "format 2, this version reads 1.*upgrade"),
+        ("ecgfm", {"format": 3}, "format 3, this version reads 2.*upgrade"),
     ],
 )
 def test_a_config_that_cannot_be_honoured_is_refused(

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from ecgfm.hub.recordings import peak_to_peak_mv, windows
+from ecgfm.hub.recordings import peak_to_peak_mv, to_contract, windows
+from ecgfm.leads import LEADS
+from ecgfm.signal.contract import SignalContract
+from ecgfm.signal.highpass import highpass
+from ecgfm.signal.resample import resample
 
 
 @given(signal_LT=hnp.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 200)), elements=st.floats(-50, 50)))
@@ -19,6 +23,17 @@ def test_the_span_is_that_of_the_sorted_samples(signal_LT: NDArray[np.float64]) 
         ordered = sorted(row.tolist())
         last = len(ordered) - 1
         assert span == ordered[round(0.999 * last)] - ordered[round(0.001 * last)]
+
+
+def test_a_contract_with_a_filter_filters_before_it_resamples() -> None:
+    contract = SignalContract(
+        rate_hz=250.0, mean_mv=(0.0,) * 12, std_mv=(0.2,) * 12, window_samples=2500, highpass_hz=0.5
+    )
+    signal_LT = np.random.default_rng(0).normal(0.0, 0.02, (12, 6000)).cumsum(axis=1)
+    ours_LT = to_contract(signal_LT, rate_hz=500.0, leads=LEADS, unit="mV", contract=contract, name="x")
+    theirs_LT = resample(highpass(signal_LT, 500.0, 0.5), 500.0, 250.0)
+    np.testing.assert_allclose(ours_LT, theirs_LT, rtol=0, atol=1e-5)  # float32
+    assert np.abs(theirs_LT - resample(signal_LT, 500.0, 250.0)).max() > 0.5
 
 
 @given(st.integers(50, 200_000), st.integers(1, 40), st.sampled_from([1, 25, 50]))

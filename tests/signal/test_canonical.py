@@ -13,7 +13,7 @@ from scipy.signal import resample_poly
 
 from ecgfm.errors import ConfigError, RecordError
 from ecgfm.leads import LEADS
-from ecgfm.record import MISSING, Record
+from ecgfm.record import MISSING, Counts, Record
 from ecgfm.signal.canonical import INTERPOLATED, LARGEST_COUNT, Canonical, Policy, Segment, canonical, quantise
 from ecgfm.signal.highpass import highpass
 
@@ -25,7 +25,7 @@ def ecg_counts(samples: int = 5000, rate_hz: float = 500.0) -> NDArray[np.int16]
     return np.rint(800 * np.sin(2 * np.pi * (1 + 0.1 * lead) * time_s + lead) + 20 * lead).astype(np.int16)
 
 
-def record_of(counts_LT: NDArray[np.int16], **changed: Any) -> Record:
+def record_of(counts_LT: Counts, **changed: Any) -> Record:
     settings: dict[str, Any] = {
         "record": "x",
         "database": "test",

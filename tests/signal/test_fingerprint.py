@@ -19,7 +19,7 @@ from scipy import signal as scipy_signal
 from ecgfm.databases.base import load_database
 from ecgfm.errors import LeadError, SignalError
 from ecgfm.leads import LEADS
-from ecgfm.record import MISSING, Record
+from ecgfm.record import MISSING, Counts, Record
 from ecgfm.signal.fingerprint import SAME_BITS, allowed_bits, fingerprint, to_bytes
 
 Floats = NDArray[np.float64]
@@ -90,7 +90,6 @@ def test_another_packaging_is_the_same_recording(some: list[Record], name: str) 
         counts_LT, rate_hz = PACKAGINGS[name](microvolt(record))
         original = of(record)
         packed = fingerprint(counts_LT, record.leads, np.ones(12), rate_hz)
-        # Clockwork rhythms may differ less; half of what strangers are allowed is left as a margin elsewhere.
         assert differ(original, packed) <= allowed_bits(to_bytes([original]))[0], record.record
 
 
@@ -158,7 +157,7 @@ def test_bits_are_those_of_a_slow_version_from_the_description(some: list[Record
             )
 
 
-def slow(counts_LT: NDArray[np.int16], rate_hz: float) -> list[str]:
+def slow(counts_LT: Counts, rate_hz: float) -> list[str]:
     """Return the bits: sample k lasts from (k - 1/2) / rate to (k + 1/2) / rate."""
     i, ii, _, _, _, _, v1, v2, v3, v4, v5, v6 = (row.astype(float) for row in counts_LT)
     found = []
