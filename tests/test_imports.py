@@ -34,6 +34,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "wfdb": ("databases/",),
     "h5py": ("databases/",),
     "pandas": ("databases/",),
+    "requests": ("databases/_download_http.py",),
+    "scipy": ("signal/highpass.py",),
     "deepspeed": ("train/engine.py", "train/checkpoint.py"),
     "huggingface_hub": ("hub/",),
     "tyro": ("config.py",),

@@ -20,10 +20,9 @@ from ecgfm.data.batch import Batch
 from ecgfm.data.order import order, window_starts
 from ecgfm.errors import ConfigError
 from ecgfm.leads import LEADS
+from ecgfm.shards.leaks import PRETRAINING_SPLITS
 from ecgfm.shards.reader import Shards
 
-PRETRAINING_SPLITS = ("all", "train")
-"""Held-out records never enter pretraining: splits named otherwise are not read."""
 
 
 class Loader:

@@ -19,7 +19,7 @@ differences between neighbouring bins. Why so:
   Such recordings must agree better: in more bits than each agrees with itself a few beats later (`allowed_bits`).
 
 Measured on the 1,046 real recordings at hand (LUDB, Challenge 2011 and 2021, PTB, PTB-XL, CPSC 2018, CODE-15), 55 of
-which give no fingerprint (flat, or 7 s long). Bits that differ, of the 366 in use, between a recording and a changed
+which give no fingerprint (they are flat). Bits that differ, of the 366 in use, between a recording and a changed
 copy of itself, for the 853 of them that are 10 s long, have no flat lead and were not judged unacceptable:
 
     changed by                                   median   99 %   most   missed at 36 bits

@@ -18,6 +18,7 @@ from ecgfm.leads import LEADS
 from ecgfm.objectives.base import Objective, Progress, build_objective
 from ecgfm.rng import derive
 from ecgfm.shards.check import require_whole
+from ecgfm.shards.leaks import require_no_leak
 from ecgfm.shards.manifest import manifest_sha256, write_json
 from ecgfm.shards.reader import Shards
 from ecgfm.signal.contract import SignalContract
@@ -101,9 +102,8 @@ def _train(
     settings: dict[str, Any],
     found: tuple[Path, checkpoint.State] | None,
 ) -> None:
-    if run.data.verify and world.rank == 0:
-        for folder in run.data.shards:
-            require_whole(folder)
+    notes, fault = _check_data(run) if world.rank == 0 else ((), None)
+    world.agree(fault)
     start = found[1].step if found else 0
     position = found[1].records_seen if found else 0
     loader = Loader(
@@ -132,6 +132,8 @@ def _train(
     world.agree(_write_settings(run, engine) if world.rank == 0 else None)
     log = RunLog(run.out, start, run.last_step) if world.rank == 0 else None
     if log:
+        for note in notes:
+            log.say(note)
         _introduce(log, run, world, loader, objective, config.fingerprint(settings), start)
     facts = {
         "world_size": world.size,
@@ -275,6 +277,16 @@ def _build(run: Run, contract: SignalContract) -> Objective:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(run.seed, "weights"))
         return build_objective(run.objective, run.encoder, contract.window_samples)
+
+
+def _check_data(run: Run) -> tuple[tuple[str, ...], Exception | None]:
+    """Return what to know of the run's records, and what forbids to train on them: damage, or a held-out record."""
+    try:
+        for folder in run.data.shards if run.data.verify else ():
+            require_whole(folder)
+        return require_no_leak(run.data.shards, run.data.held_out).notes, None
+    except EcgfmError as error:
+        return (), error
 
 
 def _write_settings(run: Run, engine: Engine) -> Exception | None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ecgfm import config
-from ecgfm.data.loader import PRETRAINING_SPLITS
 from ecgfm.encoders.base import Encoder
 from ecgfm.errors import ConfigError
 from ecgfm.objectives.base import Objective, objective_class
+from ecgfm.shards.leaks import PRETRAINING_SPLITS
 from ecgfm.shards.manifest import manifest_sha256
 from ecgfm.train.engine import EngineConfig
 from ecgfm.train.optim import Optim

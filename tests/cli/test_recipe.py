@@ -143,3 +143,19 @@ def test_a_run_that_is_at_its_end_says_so_and_stays_as_it_is(trained: Path, tiny
     assert done.returncode == 0, done.stderr[-2000:]
     assert "it has 2 steps already and is asked for 1: nothing to do" in done.stdout
     assert (trained / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_does_not_start_on_records_that_are_held_out_elsewhere(
+    tmp_path: Path, training_shards: Path, tiny: list[str], command: Command
+) -> None:
+    archive, held_out, run = tmp_path / "archive", tmp_path / "held-out", tmp_path / "run"
+    archive.mkdir()
+    for name in ("E00005.hea", "E00005.mat"):
+        (archive / name).write_bytes((training_shards.parent / "georgia" / name).read_bytes())
+    (archive / "records.csv").write_text("record,patient,split\nE00005,p1,test\n")
+    done = command("tools/convert.py", "wfdb-folder", archive, held_out)
+    assert done.returncode == 0, done.stderr
+    done = command(RECIPE, *tiny, "--steps", "1", "--out", run, "--data.held-out", held_out)
+    assert done.returncode == 1
+    assert "E00005" in done.stderr and "same recording" in done.stderr and "Traceback" not in done.stderr
+    assert not (run / "checkpoints").exists()
