@@ -24,7 +24,6 @@ from ecgfm.shards.leaks import PRETRAINING_SPLITS
 from ecgfm.shards.reader import Shards
 
 
-
 class Loader:
     """Yields this rank's micro-batches, in order, without end.
 

@@ -21,5 +21,6 @@ class Cpsc2018(Challenge2021):
         "https://doi.org/10.1166/jmihi.2018.2442"
     )
     expected_records = 6_877
+    typical_s = 16.0
     cohort = "cpsc_2018"
     download = files_of(cohort)

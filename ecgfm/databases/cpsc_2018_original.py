@@ -55,6 +55,7 @@ class Cpsc2018Original(Database):
     address = "https://doi.org/10.1166/jmihi.2018.2442"
     version = "2018"
     expected_records = 6_877
+    typical_s = 16.0
     native_rates_hz = (500.0,)
     native_leads = LEADS
     download = Download(

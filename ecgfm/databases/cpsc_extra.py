@@ -20,5 +20,6 @@ class CpscExtra(Challenge2021):
         "2020, Physiological Measurement 41 124003, https://doi.org/10.1088/1361-6579/abc960"
     )
     expected_records = 3_453
+    typical_s = 16.0
     cohort = "cpsc_2018_extra"
     download = files_of(cohort)

@@ -22,6 +22,7 @@ class Ptb(Challenge2021):
         "Biomedizinische Technik 40 Ergaenzungsband 1 S317, https://doi.org/10.1515/bmte.1995.40.s1.317"
     )
     expected_records = 516
+    typical_s = 110.0
     native_rates_hz = (1000.0,)
     cohort = "ptb"
     download = files_of(cohort)

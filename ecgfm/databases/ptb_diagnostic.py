@@ -42,6 +42,7 @@ class PtbDiagnostic(Database):
     address = "https://doi.org/10.13026/C28C71"
     version = "1.0.0"
     expected_records = 549
+    typical_s = 110.0
     native_rates_hz = (1000.0,)
     native_leads = (*(lead.lower() for lead in LEADS), "vx", "vy", "vz")
     download = Download(address="https://physionet.org/files/ptbdb/1.0.0/", files=("patient*/*.hea", "patient*/*.dat"))

@@ -28,6 +28,7 @@ class StPetersburgIncart(Challenge2021):
         "PhysioNet, https://doi.org/10.13026/C2V88N"
     )
     expected_records = 74
+    typical_s = 1800.0
     native_rates_hz = (257.0,)
     native_leads = tuple(lead.upper() for lead in LEADS)
     highpass_hz = 0.5

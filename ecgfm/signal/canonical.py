@@ -249,8 +249,7 @@ def _filled(missing_LT: NDArray[np.bool_], source: slice, record: Record, max_ga
             f"{longest:,} samples in a row ({longest / record.rate_hz:.3g} s) are missing in {record.leads[lead]}, "
             f"filled are at most {max_gap_s:g} s",
         )
-    found = missing_LT[:, source].any(axis=1).tolist()
-    return tuple(name for name, there in zip(record.leads, found, strict=True) if there)
+    return tuple(record.leads[index] for index in np.flatnonzero(missing_LT[:, source].any(axis=1)))
 
 
 def _computed(

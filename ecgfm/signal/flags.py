@@ -1,4 +1,4 @@
-"""What is wrong with a segment: flags by lead, from exact sums, in some 130 microseconds a record.
+"""What is wrong with a segment: flags by lead, from exact sums, in some 140 microseconds a record.
 
 A flag refuses nothing: it is written beside the sample, so that training can leave it out. Two verdicts refuse what
 cannot be an ECG: `implausible_gain` and `all_leads_flat`. The sums behind the flags are returned as well, for the
@@ -6,7 +6,7 @@ database's statistics.
 
 How it is made cheap (12 leads of 5,000 samples, one thread, microseconds): highest and lowest count of windows of two
 seconds 18, counts as float64 9, sums 8, sums of squares 10, limb-lead identities 14 (56 where they fail, 330 with the
-search for a swap), power line 42, the rest, on arrays of twelve, 30. Percentiles would cost 460: amplitudes are medians
+search for a swap), power line 42, the rest, on arrays of twelve, 35. Percentiles would cost 460: amplitudes are medians
 over windows instead, which one artefact does not move either. Sums of products of int16 stay below 2^53 up to 8
 million samples, so float64 adds them exactly, in any order and on any number of threads.
 
@@ -25,10 +25,10 @@ Records with a flag, with the thresholds as they stand; a sample of those that f
 | any of them | 0 | 0 | 4 | 48 | 154 |
 | refused | 0 | 0 | 0 | 0 | 57 |
 
-*Georgia, CPSC 2018, CODE-15, PTB, PTB-XL, and PTB-XL of the Challenge 2021. "2011" is set A of the Challenge 2011, judged
-by people. In brackets as its headers name the leads: in every acceptable record aVL and aVF stand in each other's
-place, and the other numbers are with the two exchanged. Leads that people accept and that are flagged are dead for
-some seconds, saturated or under a burst of 50 mV; the 25 unacceptable records without a flag are noisy or wander,
+*Georgia, CPSC 2018, CODE-15, PTB, PTB-XL, and PTB-XL of the Challenge 2021. "2011" is set A of the Challenge 2011,
+judged by people. In brackets as its headers name the leads: in every acceptable record aVL and aVF stand in each
+other's place; the other numbers are with the two exchanged. Accepted leads that are flagged are dead for some seconds,
+saturated or under a burst of 50 mV; the 25 unacceptable records without a flag are noisy, wander or have small waves,
 for which there is no flag here. With the gains of LUDB's headers, which scale each lead by itself, the limb leads
 disagree in 195 of 200.
 
@@ -48,7 +48,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfm.errors import SignalError
+from ecgfm.errors import ConfigError, SignalError
 from ecgfm.leads import LEADS
 from ecgfm.signal.limb_leads import limb_leads
 
@@ -111,9 +111,9 @@ class Thresholds:
         for name in ("lead_mv", "median_lead_mv"):
             low, high = getattr(self, name)
             if not 0.0 <= low < high:
-                raise SignalError(f"thresholds.{name} needs 0 <= low < high, got {low} {high}")
+                raise ConfigError(f"thresholds.{name} needs 0 <= low < high, got {low} {high}")
         if not self.window_s > 0.0:
-            raise SignalError(f"thresholds.window_s is in seconds, above 0; got {self.window_s}")
+            raise ConfigError(f"thresholds.window_s is in seconds, above 0; got {self.window_s}")
 
 
 @dataclass(frozen=True, kw_only=True)

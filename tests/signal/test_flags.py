@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ecgfm import config
 from ecgfm.databases.base import load_database
-from ecgfm.errors import SignalError
+from ecgfm.errors import ConfigError, SignalError
 from ecgfm.leads import LEADS
 from ecgfm.signal.flags import Assessment, Thresholds, all_leads_flat, assess, implausible_gain
 
@@ -40,7 +40,7 @@ def microvolt_LT() -> NDArray[np.float64]:
     signal_LT[AVR] = -(signal_LT[ONE] + signal_LT[TWO]) / 2
     signal_LT[AVL] = (signal_LT[ONE] - signal_LT[III]) / 2
     signal_LT[AVF] = (signal_LT[TWO] + signal_LT[III]) / 2
-    return signal_LT
+    return np.asarray(signal_LT)
 
 
 def flags_of(microvolt_LT: NDArray[np.float64], step: float = 1.0) -> dict[str, tuple[str, ...]]:
@@ -306,7 +306,7 @@ def test_ten_flat_leads_do_not_decide_what_the_other_two_are_worth(microvolt_LT:
 def test_thresholds_survive_the_manifest_and_refuse_bounds_in_the_wrong_order() -> None:
     given = Thresholds(lead_mv=(0.1, 9.0), line_hz=(50.0,))
     assert config.from_dict(Thresholds, config.to_dict(given), "manifest") == given
-    with pytest.raises(SignalError, match="low < high"):
+    with pytest.raises(ConfigError, match="low < high"):
         Thresholds(lead_mv=(9.0, 0.1))
 
 
