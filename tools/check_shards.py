@@ -62,6 +62,12 @@ def _table(folder: Path, manifest: Manifest) -> Table:
     table.add_row("records", f"{manifest.seen:,} seen{expected}, {manifest.kept:,} kept")
     table.add_row("refused", refused)
     table.add_row("mended", ", ".join(f"{count:,} by {rule}" for rule, count in manifest.mended.items()) or "none")
+    if manifest.segments != manifest.kept or manifest.refused_segments:
+        lost = ", ".join(f"{count:,} {reason}" for reason, count in manifest.refused_segments.items()) or "none"
+        table.add_row("segments", f"{manifest.segments:,} kept; refused: {lost}; {manifest.cut_s:,.0f} s left over")
+    table.add_row("flags", ", ".join(f"{count:,} {flag}" for flag, count in manifest.flags.items()) or "none")
+    corner = manifest.options["signal"]["highpass_hz"]
+    table.add_row("high-pass", f"{corner:g} Hz, zero phase" if corner else "none")
     table.add_row("patients", f"{manifest.patients:,}")
     table.add_row("rate", ", ".join(f"{rate} Hz ({count:,} records)" for rate, count in manifest.rates_hz.items()))
     for scheme, counts in manifest.labels.items():

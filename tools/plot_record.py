@@ -87,12 +87,12 @@ def _find(shards: Shards, record: str, start_s: float) -> int:
 
 
 def _title(sample: Sample) -> str:
-    """Return who and what is drawn: codes as published, and what is wrong with the signal."""
+    """Return who and what is drawn: the first scheme of labels that says something, and what is wrong with the signal."""
     person = [f"{sample.age:g} years" if sample.age is not None else "", sample.sex or ""]
-    published = next(iter(sample.labels.values()), [])
+    codes = next(filter(None, sample.labels.values()), [])
     place = f"from {sample.start_s:g} s" if sample.start_s else ""
     flags = ", ".join(f"{flag} {' '.join(leads)}".strip() for flag, leads in sample.flags.items())
-    parts = [f"{sample.database} {sample.record}", place, ", ".join(filter(None, person)), "; ".join(published)]
+    parts = [f"{sample.database} {sample.record}", place, ", ".join(filter(None, person)), "; ".join(codes)]
     text = "   ".join(filter(None, parts))
     text = text if len(text) <= 110 else text[:107] + "..."
     return f"{text}   [{flags}]" if flags else text

@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -259,12 +259,17 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
     Indenting the index of a million samples would cost a minute, and nobody could read it.
     """
-    content = config.to_dict(manifest)
-    shards = [json.dumps(shard, sort_keys=True, separators=(",", ":"), allow_nan=False) for shard in content["shards"]]
-    content["shards"] = []
-    head, tail = json.dumps(content, indent=1, sort_keys=True, allow_nan=False).split('"shards": []')
-    lines = ",\n".join(shards)
-    write_bytes(folder / MANIFEST, f'{head}"shards": [\n{lines}\n]{tail}\n'.encode())
+    head = config.to_dict(replace(manifest, shards=()))
+    before, after = json.dumps(head, indent=1, sort_keys=True, allow_nan=False).split('"shards": []')
+
+    def pieces() -> Iterator[bytes]:
+        yield f'{before}"shards": ['.encode()
+        for number, shard in enumerate(manifest.shards):
+            line = json.dumps(config.to_dict(shard), sort_keys=True, separators=(",", ":"), allow_nan=False)
+            yield f"{',' if number else ''}\n{line}".encode()
+        yield f"\n]{after}\n".encode()
+
+    write_pieces(folder / MANIFEST, pieces())
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -106,7 +106,7 @@ def convert(
         raise DatabaseError(f"no record of {database.name()} below {source}; is it the right folder?")
     with _locked(out):
         tasks = _plan(database, refs, out, options)
-        _check_same_conversion(out, database, options, refs)
+        _check_same_conversion(out, database, source, options, refs)
         _remove_leftovers(out)
         missing = [task for task in tasks if _finished(task) is None]
         ready = len(refs) - sum(len(task.refs) for task in missing)
@@ -178,12 +178,15 @@ def _key(record: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", record)
 
 
-def _check_same_conversion(out: Path, database: Database, options: Options, refs: list[RecordRef]) -> None:
+def _check_same_conversion(
+    out: Path, database: Database, source: Path, options: Options, refs: list[RecordRef]
+) -> None:
     """Refuse a folder that holds other shards than those asked for now."""
     # What the tables say of a record is part of it: a corrected unit or patient must not find the old shards.
     said = hashlib.sha256()
     for ref in refs:
-        said.update(repr((ref.split, ref.record, ref.index, sorted(ref.info.items()))).encode())
+        text = repr((ref.split, ref.record, ref.index, sorted(ref.info.items())))
+        said.update(text.replace(str(source), "").encode())  # the folder may be moved
     now = {
         "database": database.called,
         "options": config.to_dict(options),

@@ -77,3 +77,16 @@ def test_every_database_that_the_readme_names_exists() -> None:
     table = README.split("### Databases")[1].split("###")[0]
     named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(.*?)`", row)}
     assert named == {name.replace("_", "-") for name in parts.names("ecgfm.databases")}
+
+
+def test_the_table_of_databases_says_what_their_readers_say() -> None:
+    from ecgfm.databases.base import load_database
+
+    table = README.split("### Databases")[1].split("###")[0]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in re.findall(r"^\| `.*$", table, re.MULTILINE)]
+    for name, _, records, rates, licence, care in rows:
+        database = load_database(name.strip("`"))
+        assert records == (f"{database.expected_records:,}" if database.expected_records else ""), name
+        assert rates == ", ".join(f"{rate:g}" for rate in database.native_rates_hz), name
+        assert licence in (database.licence, ""), name
+        assert care
