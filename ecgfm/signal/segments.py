@@ -39,6 +39,6 @@ def cut(samples: int, rate_hz: float, *, segment_s: float | None, min_s: float) 
         count = int(samples / (segment_s * rate_hz)) + 2
         inside = (round(border * segment_s * rate_hz) for border in range(count))
         borders = [*(border for border in inside if border < samples), samples]
-    # A segment of 10 s at 257.3 Hz has 2573 samples, which are a hair less than 10 s: half a sample is allowed.
-    least = min_s * rate_hz - 0.5
-    return tuple((start, stop) for start, stop in pairwise(borders) if stop - start >= least and stop > start)
+    # A segment of 10 s at 257.3 Hz has 2573 samples, or 2572 where both borders were rounded: less than a sample short.
+    least = min_s * rate_hz - 1
+    return tuple((start, stop) for start, stop in pairwise(borders) if stop - start > max(least, 0))
