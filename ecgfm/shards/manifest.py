@@ -91,6 +91,8 @@ class ShardReport:
     """Records by scheme and code."""
     signal_sha256: tuple[str, ...]
     """Hash of the counts of each sample."""
+    kept_s: float
+    """Seconds in the shard."""
     cut_s: float
     """Seconds at the ends of long recordings that were too short for a segment."""
     count: tuple[int, ...]
@@ -100,7 +102,7 @@ class ShardReport:
     sum_square_mv: tuple[float, ...]
 
 
-COUNTS = ("mended", "derived", "rates_hz", "flags")
+COUNTS = ("mended", "derived", "rates_hz", "flags", "sex", "ages")
 """Counts that reports and manifest share."""
 
 
@@ -130,6 +132,8 @@ class Manifest:
     """Records by reason; each has a line in `refused.jsonl`."""
     refused_segments: dict[str, int]
     """Segments of kept records by reason; likewise."""
+    kept_s: float
+    """Seconds in the shards."""
     cut_s: float
     """Seconds at the ends of long recordings that were too short for a segment."""
     mended: dict[str, int]
@@ -139,6 +143,10 @@ class Manifest:
     flags: dict[str, int]
     """Segments by quality flag; `options.thresholds` says when a flag is raised."""
     patients: int
+    sex: dict[str, int]
+    """Records by sex; unknown ones are not counted."""
+    ages: dict[str, int]
+    """Records by whole years; likewise."""
     rates_hz: dict[str, int]
     """Segments by sampling rate of the shards."""
     mean_mv: tuple[float, ...]
@@ -162,7 +170,7 @@ class Merger:
         self._records: list[str] = []
         self._patients: set[str] = set()
         self._totals: Counter[str] = Counter()
-        self._cut_s = 0.0
+        self._kept_s = self._cut_s = 0.0
         self._count, self._sum, self._square = (np.zeros(len(LEADS)) for _ in range(3))
 
     def add(self, report: ShardReport) -> None:
@@ -182,6 +190,7 @@ class Merger:
             self._patients.update(
                 patient or f"record {record}" for patient, record in zip(members.patient, members.record, strict=True)
             )
+        self._kept_s += report.kept_s
         self._cut_s += report.cut_s
         self._count += report.count
         self._sum += report.sum_mv
@@ -208,6 +217,7 @@ class Merger:
             seen=self._totals["seen"],
             kept=self._totals["kept"],
             segments=len(self._records),
+            kept_s=round(self._kept_s, 3),
             cut_s=round(self._cut_s, 3),
             patients=len(self._patients),
             mean_mv=tuple(float(value) for value in mean),

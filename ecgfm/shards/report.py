@@ -34,7 +34,7 @@ class Sums:
         self._labels: dict[str, Counter[str]] = defaultdict(Counter)
         self._signal_sha256: list[str] = []
         self._kept = 0
-        self._cut_s = 0.0
+        self._kept_s = self._cut_s = 0.0
         self._count = np.zeros(len(LEADS), dtype=np.int64)
         self._sum_mv = np.zeros(len(LEADS))
         self._sum_square_mv = np.zeros(len(LEADS))
@@ -61,12 +61,17 @@ class Sums:
         self._cut_s += form.cut_s
         self._counts["mended"].update(record.mended)
         self._counts["derived"].update(form.derived)
+        if record.sex is not None:
+            self._counts["sex"][record.sex] += 1
+        if record.age is not None:
+            self._counts["ages"][f"{int(record.age)}"] += 1
         for scheme, codes in labels.items():
             self._labels[scheme].update({FREE_TEXT} if scheme in TEXT_SCHEMES and codes else set(codes))
         for refusal in form.refused:
             self.refuse(ref, refusal.reason, refusal.message, refusal.start_s)
         for segment, place in zip(form.segments, places, strict=True):
             self._add(record, segment, place)
+            self._kept_s += segment.counts_LT.shape[1] / form.rate_hz
             self._counts["rates_hz"][f"{form.rate_hz:g}"] += 1
             self._counts["flags"].update(segment.flags.keys())
 
@@ -112,6 +117,7 @@ class Sums:
             counts={name: dict(counts) for name, counts in self._counts.items()},
             labels={scheme: dict(counts) for scheme, counts in self._labels.items()},
             signal_sha256=tuple(self._signal_sha256),
+            kept_s=self._kept_s,
             cut_s=self._cut_s,
             count=tuple(self._count.tolist()),
             sum_mv=tuple(self._sum_mv.tolist()),
