@@ -42,15 +42,17 @@ K below, at and above a line.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgfm.errors import ConfigError, SignalError
 from ecgfm.leads import LEADS
-from ecgfm.signal.limb_leads import limb_leads
+from ecgfm.signal.limb_leads import LIMB_LEADS, limb_leads
 
 LEAD_FLAGS = ("flat-lead", "dead-lead", "saturated-lead", "implausible-amplitude", "powerline")
 FLAGS = (*LEAD_FLAGS, "limb-leads-disagree", "lead-swap")
@@ -140,7 +142,11 @@ class Assessment:
 
 
 def assess(
-    counts_LT: NDArray[np.int16], microvolt_per_count: float, rate_hz: float, thresholds: Thresholds
+    counts_LT: NDArray[np.int16],
+    microvolt_per_count: float,
+    rate_hz: float,
+    thresholds: Thresholds,
+    values_LT: NDArray[np.float64] | None = None,
 ) -> Assessment:
     """Return the flags of a segment, and its sums.
 
@@ -149,52 +155,38 @@ def assess(
         microvolt_per_count: Of every lead.
         rate_hz: Samples per second.
         thresholds: When a flag is raised.
+        values_LT: The same counts as float64, where the caller has them.
 
     Raises:
         SignalError: The array is not twelve leads of int16.
     """
     if counts_LT.dtype != np.int16 or counts_LT.ndim != 2 or len(counts_LT) != len(LEADS) or counts_LT.shape[1] < 1:
         raise SignalError(f"expected int16 of shape (12, samples), got {counts_LT.dtype} of shape {counts_LT.shape}")
+    if values_LT is None:
+        values_LT = counts_LT.astype(np.float64)
     mv = microvolt_per_count * 1e-3
-    highest_L, lowest_L, span_L, middle_L = _extremes(counts_LT, max(1, round(thresholds.window_s * rate_hz)))
-    values_LT = counts_LT.astype(np.float64)
-    line_mv_LF, line_L = _power_line(values_LT, mv, rate_hz, thresholds)
-    peak_to_peak_mv_L, level_mv_L = span_L * mv, middle_L * mv
-    flat_L = peak_to_peak_mv_L <= max(mv, thresholds.flat_mv)
-    far_L = np.abs(level_mv_L)
-    excursion_mv_L = (highest_L.astype(np.float64) - lowest_L) * mv
-    low, high = thresholds.lead_mv
-    raised_GL = (
-        flat_L,
-        (far_L >= thresholds.rail_mv) | (flat_L & (far_L >= thresholds.dead_mv)),
-        _saturated(counts_LT, highest_L, lowest_L, mv, rate_hz, thresholds),
-        ((peak_to_peak_mv_L < low) & ~flat_L) | (peak_to_peak_mv_L > high) | (excursion_mv_L > thresholds.excursion_mv),
-        line_L,
-    )
-    flags: Flags = {}
-    if np.array(raised_GL).any():
-        for flag, raised_L in zip(LEAD_FLAGS, raised_GL, strict=True):
-            flags[flag] = tuple(LEADS[lead] for lead in np.flatnonzero(raised_L))
-    largest = max(max(highest_L[:6].tolist()), -min(lowest_L[:6].tolist()))
+    extremes = _extremes(counts_LT, max(1, round(thresholds.window_s * rate_hz)), mv)
+    line_mv_LF, with_line = _power_line(values_LT, mv, rate_hz, thresholds)
+    raised = _by_lead(counts_LT, extremes, mv, rate_hz, thresholds)
+    raised["powerline"] = with_line
     limbs = limb_leads(
         counts_LT[:6],
         values_LT[:6],
-        largest=largest,
+        largest=max(*extremes.highest[:6], *(-lowest for lowest in extremes.lowest[:6])),
         tolerance=thresholds.limb_mv / mv,
         share=thresholds.limb_share,
-        any_flat=bool(flat_L[:6].any()),
+        any_flat=any(lead in raised["flat-lead"] for lead in LIMB_LEADS),
     )
-    flags["limb-leads-disagree"] = limbs.disagree
-    flags["lead-swap"] = tuple(limbs.swap)
+    raised["limb-leads-disagree"] = limbs.disagree
+    raised["lead-swap"] = tuple(limbs.swap)
     return Assessment(
-        flags={flag: leads for flag, leads in flags.items() if leads},
+        flags={flag: tuple(leads) for flag, leads in raised.items() if leads},
         swap=limbs.swap,
-        sum_L=values_LT @ np.ones(values_LT.shape[1]),
-        # One product of a row and a column a lead: four times faster than einsum.
-        sum_square_L=np.matmul(values_LT[:, None, :], values_LT[:, :, None])[:, 0, 0],
-        peak_to_peak_mv_L=peak_to_peak_mv_L,
-        excursion_mv_L=excursion_mv_L,
-        level_mv_L=level_mv_L,
+        sum_L=values_LT @ _ones(values_LT.shape[1]),
+        sum_square_L=np.vecdot(values_LT, values_LT),
+        peak_to_peak_mv_L=extremes.peak_to_peak_mv_L,
+        excursion_mv_L=extremes.excursion_mv_L,
+        level_mv_L=extremes.level_mv_L,
         line_mv_LF=line_mv_LF,
     )
 
@@ -242,102 +234,157 @@ def all_leads_flat(assessment: Assessment) -> str | None:
     return f"every lead is flat or at a rail, up to {farthest:.3g} mV from 0: no electrode was connected"
 
 
-def _extremes(
-    counts_LT: NDArray[np.int16], window: int
-) -> tuple[NDArray[np.int16], NDArray[np.int16], NDArray[np.float64], NDArray[np.float64]]:
-    """Return highest and lowest count of each lead, and of windows the median span and the median middle."""
-    samples = counts_LT.shape[1]
+class _Extremes(NamedTuple):
+    """How high and low the leads go; see `Assessment`."""
+
+    highest: list[int]
+    lowest: list[int]
+    excursion_mv_L: NDArray[np.float64]
+    peak_to_peak_mv_L: NDArray[np.float64]
+    level_mv_L: NDArray[np.float64]
+
+
+def _extremes(counts_LT: NDArray[np.int16], window: int, mv: float) -> _Extremes:
+    """Return the extremes of the segment and the medians of those of its windows."""
+    leads, samples = counts_LT.shape
     window = min(window, samples)
     whole = samples // window * window
-    windows_LWn = counts_LT[:, :whole].reshape(len(counts_LT), -1, window)
+    windows_LWn = counts_LT[:, :whole].reshape(leads, -1, window)
     highest_LW, lowest_LW = windows_LWn.max(axis=-1), windows_LWn.min(axis=-1)
     highest_L, lowest_L = highest_LW.max(axis=1), lowest_LW.min(axis=1)
     if whole < samples:
         # What is left over counts for the extremes, not for the medians: it may be too short to hold a beat.
         highest_L = np.maximum(highest_L, counts_LT[:, whole:].max(axis=1))
         lowest_L = np.minimum(lowest_L, counts_LT[:, whole:].min(axis=1))
-    high_LW, low_LW = highest_LW.astype(np.float64), lowest_LW.astype(np.float64)
-    return highest_L, lowest_L, _median(high_LW - low_LW), 0.5 * _median(high_LW + low_LW)
+    # Spans, and the doubles of the middles; both in one array, as each call on so few numbers costs the same.
+    both_2LW = np.empty((2, *highest_LW.shape))
+    np.subtract(highest_LW, lowest_LW, out=both_2LW[0], dtype=np.float64)
+    np.add(highest_LW, lowest_LW, out=both_2LW[1], dtype=np.float64)
+    span_mv_L, doubled_mv_L = _median(both_2LW) * mv
+    return _Extremes(
+        highest=highest_L.tolist(),
+        lowest=lowest_L.tolist(),
+        excursion_mv_L=np.subtract(highest_L, lowest_L, dtype=np.float64) * mv,
+        peak_to_peak_mv_L=span_mv_L,
+        level_mv_L=0.5 * doubled_mv_L,
+    )
 
 
-def _median(values_LW: NDArray[np.float64]) -> NDArray[np.float64]:
+def _median(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the median over the last axis: np.median takes five times as long on arrays as small as these."""
-    values_LW.sort(axis=-1)
-    windows = values_LW.shape[-1]
-    return np.asarray(0.5 * (values_LW[:, (windows - 1) // 2] + values_LW[:, windows // 2]))
+    values.sort(axis=-1)
+    count = values.shape[-1]
+    return np.asarray(0.5 * (values[..., (count - 1) // 2] + values[..., count // 2]))
+
+
+def _by_lead(
+    counts_LT: NDArray[np.int16], extremes: _Extremes, mv: float, rate_hz: float, thresholds: Thresholds
+) -> dict[str, Sequence[str]]:
+    """Return the leads of each flag that a lead's extremes decide. Numbers, as arrays of twelve take longer."""
+    flat: list[str] = []
+    dead: list[str] = []
+    saturated: list[str] = []
+    implausible: list[str] = []
+    flat_mv = max(mv, thresholds.flat_mv)
+    low_mv, high_mv = thresholds.lead_mv
+    rail = thresholds.saturated_mv / mv
+    spans_mv, excursions_mv = extremes.peak_to_peak_mv_L.tolist(), extremes.excursion_mv_L.tolist()
+    levels_mv = extremes.level_mv_L.tolist()
+    for at, lead in enumerate(LEADS):
+        span_mv, far_mv = spans_mv[at], abs(levels_mv[at])
+        highest, lowest = extremes.highest[at], extremes.lowest[at]
+        is_flat = span_mv <= flat_mv
+        if is_flat:
+            flat.append(lead)
+        if far_mv >= thresholds.rail_mv or (is_flat and far_mv >= thresholds.dead_mv):
+            dead.append(lead)
+        # Few leads reach far enough from 0 to be looked at.
+        if max(highest, -lowest) >= rail and _saturated(counts_LT[at], highest, lowest, rail, rate_hz, thresholds):
+            saturated.append(lead)
+        if (span_mv < low_mv and not is_flat) or span_mv > high_mv or excursions_mv[at] > thresholds.excursion_mv:
+            implausible.append(lead)
+    return dict(zip(LEAD_FLAGS, (flat, dead, saturated, implausible), strict=False))
 
 
 def _saturated(
-    counts_LT: NDArray[np.int16],
-    highest_L: NDArray[np.int16],
-    lowest_L: NDArray[np.int16],
-    mv: float,
-    rate_hz: float,
-    thresholds: Thresholds,
-) -> NDArray[np.bool_]:
-    """Return which leads stay at their highest or lowest value. Few leads reach far enough from 0 to be looked at."""
-    saturated_L = np.zeros(len(counts_LT), dtype=np.bool_)
-    rail = thresholds.saturated_mv / mv
+    counts_T: NDArray[np.int16], highest: int, lowest: int, rail: float, rate_hz: float, thresholds: Thresholds
+) -> bool:
+    """Say whether a lead stays at its highest or lowest value, beyond `rail`, in counts."""
+    # A lead of one value has no rail of its own: it is flat.
+    if highest == lowest:
+        return False
     shortest = max(3, round(thresholds.saturated_run_s * rate_hz))
-    for lead, (highest, lowest) in enumerate(zip(highest_L.tolist(), lowest_L.tolist(), strict=True)):
-        # A lead of one value has no rail of its own: it is flat.
-        if highest == lowest or max(highest, -lowest) < rail:
-            continue
-        band = thresholds.saturated_band * (highest - lowest)
-        for extreme, at_T in (
-            (highest, counts_LT[lead] >= highest - band),
-            (-lowest, counts_LT[lead] <= lowest + band),
-        ):
-            if extreme < rail:
-                continue
-            least = max(1.0, thresholds.saturated_share * len(at_T))
-            if np.count_nonzero(at_T) >= least:
-                edges = np.flatnonzero(np.diff(at_T, prepend=False, append=False))
-                lengths = edges[1::2] - edges[::2]
-                saturated_L[lead] |= bool(lengths[lengths >= shortest].sum() >= least)
-    return saturated_L
+    least = max(1.0, thresholds.saturated_share * len(counts_T))
+    band = thresholds.saturated_band * (highest - lowest)
+    for extreme, at_T in ((highest, counts_T >= highest - band), (-lowest, counts_T <= lowest + band)):
+        if extreme >= rail and np.count_nonzero(at_T) >= least:
+            edges = np.flatnonzero(np.diff(at_T, prepend=False, append=False))
+            lengths = edges[1::2] - edges[::2]
+            if lengths[lengths >= shortest].sum() >= least:
+                return True
+    return False
 
 
 def _power_line(
     values_LT: NDArray[np.float64], mv: float, rate_hz: float, thresholds: Thresholds
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return the amplitude in mV at each line, shape (L, F), and in which leads one stands out, shape (L,)."""
+) -> tuple[NDArray[np.float64], list[str]]:
+    """Return the amplitude in mV at each line, shape (L, F), and the leads in which one stands out."""
     leads, samples = values_LT.shape
     window = min(samples, max(1, round(thresholds.window_s * rate_hz)))
-    used, waves = _waves(window, rate_hz, thresholds.line_hz)
+    used, at_waves, beside_waves = _waves(window, rate_hz, thresholds.line_hz)
     amplitude_LF = np.zeros((leads, len(thresholds.line_hz)))
     if not used:
-        return amplitude_LF, np.zeros(leads, dtype=np.bool_)
-    windows = samples // window
-    products = values_LT[:, : windows * window].reshape(leads * windows, window) @ waves
+        return amplitude_LF, []
+    windows_LWn = values_LT[:, : samples // window * window].reshape(leads, -1, window)
+    amplitude_LF[:, used] = _amplitudes(windows_LWn, at_waves, mv)
+    # The neighbours are looked at where there is a line to be compared: in one record in twenty.
+    high_L = np.flatnonzero((amplitude_LF >= thresholds.line_mv).any(axis=1))
+    if not len(high_L):
+        return amplitude_LF, []
+    below_HF, above_HF = np.split(_amplitudes(windows_LWn[high_L], beside_waves, mv), 2, axis=1)
+    line_HF = amplitude_LF[np.ix_(high_L, used)]
+    stands_out_HF = (line_HF >= thresholds.line_mv) & (
+        line_HF >= thresholds.line_ratio * np.maximum(below_HF, above_HF)
+    )
+    return amplitude_LF, [LEADS[lead] for lead in high_L[stands_out_HF.any(axis=1)]]
+
+
+def _amplitudes(windows_LWn: NDArray[np.float64], waves_nK: NDArray[np.float64], mv: float) -> NDArray[np.float64]:
+    """Return the amplitude in mV of each wave, root mean square over the windows, shape (L, K / 2)."""
+    leads, windows, window = windows_LWn.shape
+    products = windows_LWn.reshape(leads * windows, window) @ waves_nK
     np.multiply(products, products, out=products)
-    # Sum over the windows, then cosine and sine: shape (L, below/at/above, F).
-    power = np.add.reduce(products.reshape(leads, windows, -1), axis=1)
-    half = power.shape[1] // 2
-    all_LKF = np.sqrt((power[:, :half] + power[:, half:]) * (mv * mv / windows)).reshape(leads, 3, len(used))
-    line_LF = all_LKF[:, 1]
-    amplitude_LF[:, used] = line_LF
-    if line_LF.max() < thresholds.line_mv:
-        return amplitude_LF, np.zeros(leads, dtype=np.bool_)
-    beside_LF = np.maximum(all_LKF[:, 0], all_LKF[:, 2])
-    stands_out_LF = (line_LF >= thresholds.line_mv) & (line_LF >= thresholds.line_ratio * beside_LF)
-    return amplitude_LF, np.asarray(stands_out_LF.any(axis=1))
+    power_LK = np.add.reduce(products.reshape(leads, windows, -1), axis=1)
+    half = power_LK.shape[1] // 2
+    return np.asarray(np.sqrt((power_LK[:, :half] + power_LK[:, half:]) * (mv * mv / windows)))
+
+
+@lru_cache(maxsize=8)
+def _ones(samples: int) -> NDArray[np.float64]:
+    return np.ones(samples)
 
 
 @lru_cache(maxsize=64)
-def _waves(window: int, rate_hz: float, line_hz: tuple[float, ...]) -> tuple[list[int], NDArray[np.float64]]:
-    """Return which line frequencies can be seen, and the waves below, at and above them, shape (n, 6 * lines).
+def _waves(
+    window: int, rate_hz: float, line_hz: tuple[float, ...]
+) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
+    """Return which line frequencies can be seen, and the waves at them and beside them, shape (n, K).
 
-    Cosines, then sines, each in a Hann window and first all below, then all at, then all above the lines. A wave of
-    amplitude 1 gives 1 (root of the squares of cosine and sine).
+    Cosines, then sines, each in a Hann window; beside them, first all below, then all above. A wave of amplitude 1
+    gives 1 (root of the squares of cosine and sine).
     """
     # One second resolves 2 Hz a side, less than the distance of the neighbours. Above 0.45 of the rate, anti-aliasing
     # filters leave no line to be seen.
     used = [at for at, hz in enumerate(line_hz) if hz + NEIGHBOUR_HZ < 0.45 * rate_hz and window >= rate_hz]
-    hz = np.array([line_hz[at] + beside for beside in (-NEIGHBOUR_HZ, 0.0, NEIGHBOUR_HZ) for at in used])
-    time_s = np.arange(window) / rate_hz
+    lines_hz = np.array([line_hz[at] for at in used])
+    beside_hz = np.concatenate([lines_hz - NEIGHBOUR_HZ, lines_hz + NEIGHBOUR_HZ])
+    return used, _windowed(lines_hz, window, rate_hz), _windowed(beside_hz, window, rate_hz)
+
+
+def _windowed(hz_K: NDArray[np.float64], window: int, rate_hz: float) -> NDArray[np.float64]:
+    """Return cosines, then sines, in a Hann window, shape (n, 2 * frequencies)."""
     hann = np.sin(np.pi * (np.arange(window) + 0.5) / window) ** 2
-    phase = 2.0 * np.pi * time_s[:, None] * hz[None, :]
+    phase = 2.0 * np.pi * (np.arange(window) / rate_hz)[:, None] * hz_K[None, :]
     waves = np.concatenate([np.cos(phase), np.sin(phase)], axis=1) * (hann * (2.0 / hann.sum()))[:, None]
     # An offset of 80 mV must not leak into the line, not even by 1e-6.
-    return used, np.ascontiguousarray(waves - waves.mean(axis=0))
+    return np.ascontiguousarray(waves - waves.mean(axis=0))

@@ -260,9 +260,9 @@ def test_millivolts_of_mimic_iv_ecg_are_in_the_shards(tmp_path: Path, signals_mv
 @pytest.mark.parametrize(
     ("name", "folder", "prefix", "seconds"),
     [
-        ("chapman-shaoxing", "chapman_shaoxing", "JS0000", [10] * 10),
-        ("cpsc-2018", "cpsc_2018", "A000", [6, 10, 9.998, 10.5, 59, 60, 61, 72, 144, 15]),
-        ("cpsc-extra", "cpsc_2018_extra", "Q000", [8, 98, 70, 69.998, 12, 10, 10, 10, 10, 10]),
+        ("chapman-shaoxing", "chapman_shaoxing", "JS001", [10] * 10),
+        ("cpsc-2018", "cpsc_2018", "A01", [6, 10, 9.998, 10.5, 59, 60, 61, 72, 144, 15]),
+        ("cpsc-extra", "cpsc_2018_extra", "Q01", [8, 98, 70, 69.998, 12, 10, 10, 10, 10, 10]),
     ],
 )
 def test_millivolts_of_the_other_cohorts_are_in_the_shards(
@@ -276,7 +276,7 @@ def test_millivolts_of_the_other_cohorts_are_in_the_shards(
 ) -> None:
     truths, short, whole_s = {}, set(), 0.0
     for number, (leads, length_s) in enumerate(zip(signals_mv, seconds, strict=True), 1):
-        record, samples_wanted = f"{prefix}{number:02d}"[:7], round(500 * length_s)
+        record, samples_wanted = f"{prefix}{number:02d}", round(500 * length_s)
         long = {lead: np.resize(row, samples_wanted) for lead, row in leads.items()}
         # Both styles of header, a baseline that is not 0, and a gain of its own.
         gain, offset = (1000, 0) if number % 3 else (250, 24)
@@ -314,8 +314,7 @@ def write_incart(folder: Path, record: str, counts_LT: NDArray[np.int16], gain: 
 
 @pytest.fixture(scope="module")
 def incart_mv(ecg_data: Path) -> NDArray[np.float64]:
-    """Return three minutes at 257 Hz out of a recording of PTB, with the wander of a Holter; the half hours of the
-    database differ in their length alone."""
+    """Return three minutes at 257 Hz (of half an hour) out of a recording of PTB, with the wander of a Holter."""
     leads = with_wfdb(ecg_data / "ptbdb/s0015lre.hea").leads
     signal_LT = resample_poly(np.stack([leads[lead] for lead in NAMES]), 257, 1000, axis=1)
     long_LT = np.concatenate([signal_LT, signal_LT[:, ::-1]], axis=1)[:, : 180 * 257]
@@ -330,7 +329,8 @@ def test_millivolts_of_incart_are_in_the_shards(tmp_path: Path, incart_mv: NDArr
         truths[record] = Truth(dict(zip(NAMES, counts_LT / gain, strict=True)), 257)
     converted("st-petersburg-incart", tmp_path / "in", tmp_path / "out")
     found = assert_holds(tmp_path / "out", truths, ROUNDING)
-    assert found == dict.fromkeys(truths, [(k * 60 * 257, (k + 1) * 60 * 257) for k in range(3)])
+    minutes = [(0, 15_420), (15_420, 30_840), (30_840, 46_260)]
+    assert found == {"I0001": minutes, "I0002": minutes, "I0074": minutes}
 
 
 def high_passed(signal_LT: NDArray[np.float64], rate_hz: float) -> NDArray[np.float64]:
@@ -346,24 +346,29 @@ def test_incart_is_filtered_and_resampled_as_scipy_does_unless_asked_otherwise(
     write_incart(tmp_path / "in", "I0001", counts_LT, 306)
     manifest = converted("st-petersburg-incart", tmp_path / "in", tmp_path / "out", Policy(highpass_hz="database"))
     assert manifest.rates_hz == {"500": 3} and manifest.options["signal"]["highpass_hz"] == 0.5
-    expected_LT = resample_poly(high_passed(counts_LT / 306, 257), 500, 257, axis=1)
+    expected_LT = resampled(high_passed(counts_LT / 306, 257), 500, 257)
     assert np.abs(expected_LT).max() > 1 and np.abs(incart_mv.mean(axis=1)).max() > 0.1  # there is something to see
     ours_LT = np.concatenate([np.stack([leads[name] for name in NAMES]) for _, leads in samples(tmp_path / "out")], 1)
-    assert ours_LT.shape == expected_LT.shape == (12, 90_000)
-    compare_inside(ours_LT, expected_LT, 500)
+    assert ours_LT.shape == (12, 90_000)
+    assert_like_scipys(ours_LT, expected_LT)
 
 
-def compare_inside(ours_LT: NDArray[np.float64], expected_LT: NDArray[np.float64], rate_hz: int) -> None:
-    """Compare three seconds from the edges: there, filters differ by what they take to lie outside."""
-    inside = slice(3 * rate_hz, -3 * rate_hz)
-    print(
-        np.abs(ours_LT - expected_LT).max(), np.abs(ours_LT - expected_LT)[:, inside].max(), np.abs(expected_LT).max()
-    )
+def resampled(signal_LT: NDArray[np.float64], up: int, down: int) -> NDArray[np.float64]:
+    """Return what SciPy's polyphase filter gives, without the ripple of 0.07 % that it adds to a constant."""
+    constant_T = resample_poly(np.ones(signal_LT.shape[1]), up, down)
+    return np.asarray(resample_poly(signal_LT, up, down, axis=1) / constant_T)
+
+
+def assert_like_scipys(ours_LT: NDArray[np.float64], expected_LT: NDArray[np.float64]) -> None:
+    """Compare at 500 Hz; at the edges the two differ by what they take to lie outside, documented as up to 0.16 mV."""
+    assert ours_LT.shape == expected_LT.shape
+    np.testing.assert_allclose(ours_LT, expected_LT, rtol=0, atol=0.16)
+    np.testing.assert_allclose(ours_LT[:, 1500:-1500], expected_LT[:, 1500:-1500], rtol=0, atol=0.001)
 
 
 @pytest.fixture(scope="module")
-def code_15(ecg_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Source:
-    """Return the six genuine exams, padded and put into two parts."""
+def code_15(ecg_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Truth]]:
+    """Return the six genuine exams, padded and put into two parts, and what they are."""
     root = tmp_path_factory.mktemp("code-15")
     paths = sorted((ecg_data / "code-15").glob("*.mat"))
     signals = {int(path.stem.split("_")[-1]): scipy.io.loadmat(str(path))["feats"] for path in paths}
@@ -379,32 +384,34 @@ def code_15(ecg_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Source:
     truths = {
         str(exam): Truth(dict(zip(NAMES, rows.astype(np.float64), strict=True)), 400) for exam, rows in signals.items()
     }
-    return Source(root, truths, identities_mv=0.001, atol_mv=HALF_A_MICROVOLT)
+    return root, truths
 
 
-def test_millivolts_of_code_15_are_in_the_shards(tmp_path: Path, code_15: Source) -> None:
+def test_millivolts_of_code_15_are_in_the_shards(tmp_path: Path, code_15: tuple[Path, dict[str, Truth]]) -> None:
     policy = Policy(rate_hz=None, highpass_hz=None, min_s=7)
-    converted("code-15", code_15.root, tmp_path / "out", policy)
-    spans = assert_holds(tmp_path / "out", code_15.truths, code_15.atol_mv)
-    assert spans == {exam: [(0, truth.leads["I"].size)] for exam, truth in code_15.truths.items()}
+    converted("code-15", code_15[0], tmp_path / "out", policy)
+    spans = assert_holds(tmp_path / "out", code_15[1], HALF_A_MICROVOLT)
+    assert spans == {exam: [(0, truth.leads["I"].size)] for exam, truth in code_15[1].items()}
     for about, leads in samples(tmp_path / "out"):
-        assert miss_of_identities_mv(leads) <= code_15.identities_mv, about["record"]
+        theirs_mv = miss_of_identities_mv(code_15[1][about["record"]].leads)  # 0.006 to 0.026: they do not hold
+        assert miss_of_identities_mv(leads) == pytest.approx(theirs_mv, abs=4 * HALF_A_MICROVOLT)
 
 
-def test_exams_of_code_15_under_ten_seconds_are_refused_as_too_short(tmp_path: Path, code_15: Source) -> None:
-    converted("code-15", code_15.root, tmp_path / "out", Policy(highpass_hz="database"))
-    short = {exam for exam, truth in code_15.truths.items() if truth.leads["I"].size < 4000}
+def test_exams_of_code_15_under_ten_seconds_are_refused_as_too_short(
+    tmp_path: Path, code_15: tuple[Path, dict[str, Truth]]
+) -> None:
+    converted("code-15", code_15[0], tmp_path / "out", Policy(highpass_hz="database"))
+    short = {exam for exam, truth in code_15[1].items() if truth.leads["I"].size < 4000}
     assert short and refused(tmp_path / "out") == dict.fromkeys(short, "too-short")
 
 
 def test_code_15_is_filtered_and_resampled_as_scipy_does_unless_asked_otherwise(
-    tmp_path: Path, code_15: Source
+    tmp_path: Path, code_15: tuple[Path, dict[str, Truth]]
 ) -> None:
-    manifest = converted("code-15", code_15.root, tmp_path / "out", Policy(highpass_hz="database", min_s=7))
+    manifest = converted("code-15", code_15[0], tmp_path / "out", Policy(highpass_hz="database", min_s=7))
     assert manifest.rates_hz == {"500": 6} and manifest.options["signal"]["highpass_hz"] == 0.5
     for about, leads in samples(tmp_path / "out"):
-        source_LT = np.stack([code_15.truths[about["record"]].leads[name] for name in NAMES])
-        expected_LT = resample_poly(high_passed(source_LT, 400), 5, 4, axis=1)
+        source_LT = np.stack([code_15[1][about["record"]].leads[name] for name in NAMES])
+        expected_LT = resampled(high_passed(source_LT, 400), 5, 4)
         ours_LT = np.stack([leads[name] for name in NAMES])
-        assert ours_LT.shape == expected_LT.shape
-        compare_inside(ours_LT, expected_LT, 500)
+        assert_like_scipys(ours_LT, expected_LT)
