@@ -20,7 +20,9 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -267,6 +269,11 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _write_in_workers(tasks: list[Task], workers: int, progress: Callable[[int], None]) -> None:
+    """Write the shards in several processes.
+
+    Raises:
+        ShardError: Also when a process was killed.
+    """
     context = multiprocessing.get_context("spawn")  # fork would copy the progress bar's thread in a bad moment
     counter = context.Value("q", 0)
     pool = concurrent.futures.ProcessPoolExecutor(
@@ -284,16 +291,22 @@ def _write_in_workers(tasks: list[Task], workers: int, progress: Callable[[int],
             done_now, waiting = concurrent.futures.wait(
                 waiting, timeout=0.2, return_when=concurrent.futures.FIRST_EXCEPTION
             )
-            progress(counter.value)
+            progress(counter.get_obj().value)  # without its lock, which a process that was killed may hold for ever
             for future in done_now:
                 future.result()
-    except BaseException:
+    except BaseException as error:
         # Also Ctrl-C: shards that are whole stay, the others are written next time.
+        processes = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in list((pool._processes or {}).values()):
+        for process in processes:
             process.terminate()
             process.join()
         _remove_leftovers(tasks[0].out)
+        if isinstance(error, BrokenProcessPool):
+            raise ShardError(
+                "a worker process was killed, as the system does when memory runs out; finished shards are kept, "
+                "repeat with fewer --workers"
+            ) from error
         raise
     pool.shutdown()
 
@@ -302,10 +315,19 @@ _COUNTER: Any = None
 
 
 def _start_worker(counter: Any) -> None:
-    """Share the count of records, and leave Ctrl-C to the parent."""
+    """Share the count of records, leave Ctrl-C to the parent, and end with it."""
     global _COUNTER
     _COUNTER = counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent was killed: nothing else tells it, and it would write beside the next call."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _write_shard_in_worker(task: Task) -> None:
