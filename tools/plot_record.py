@@ -87,7 +87,7 @@ def _find(shards: Shards, record: str, start_s: float) -> int:
 
 
 def _title(sample: Sample) -> str:
-    """Return who and what is drawn: the first scheme of labels that says something, and what is wrong with the signal."""
+    """Return who and what is drawn, by the first scheme of labels that says something, and what is wrong with it."""
     person = [f"{sample.age:g} years" if sample.age is not None else "", sample.sex or ""]
     codes = next(filter(None, sample.labels.values()), [])
     place = f"from {sample.start_s:g} s" if sample.start_s else ""

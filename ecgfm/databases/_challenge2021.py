@@ -20,7 +20,8 @@ from typing import ClassVar
 
 from ecgfm.databases._fields import age_years, sex_of
 from ecgfm.databases._wfdb_files import signal_fields
-from ecgfm.databases._wfdb_header import Header, comment_fields, find_headers, read_header
+from ecgfm.databases._wfdb_header import Header, comment_fields, find_headers
+from ecgfm.databases._wfdb_named import read_named_header
 from ecgfm.databases.base import Database, Download, folder
 from ecgfm.errors import DatabaseError
 from ecgfm.leads import LEADS
@@ -98,7 +99,7 @@ class Challenge2021(Database):
 
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`."""
-        header = read_header(ref.path)
+        header = read_named_header(ref.path)
         header, mended = self._mended(header)
         fields = comment_fields(header)
         return Record(

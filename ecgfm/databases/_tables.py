@@ -6,6 +6,7 @@ a million rows: they are read row by row, and no row is kept.
 
 from __future__ import annotations
 
+import codecs
 import csv
 from collections.abc import Iterator
 from operator import itemgetter
@@ -43,7 +44,11 @@ def rows(table: Path, columns: tuple[str, str, *tuple[str, ...]], owner: str) ->
             header = next(reader, [])
             missing = [name for name in columns if name not in header]
             if missing:
-                raise DatabaseError(f"{table} has no column {', '.join(missing)}: it is not the table of {owner}")
+                separated = len(header) == 1 and any(mark in header[0] for mark in ";\t")
+                why = "it is separated by semicolons or tabs, not commas" if separated else "it is not the published table"
+                raise DatabaseError(
+                    f"{table} has no column {', '.join(missing)}: {why}; give {table.name} of {owner} as published"
+                )
             positions = [header.index(name) for name in columns]
             pick, needed = itemgetter(*positions), max(positions) + 1
             byte = file.tell()
@@ -55,8 +60,14 @@ def rows(table: Path, columns: tuple[str, str, *tuple[str, ...]], owner: str) ->
                 byte = file.tell()
     except FileNotFoundError as error:
         raise DatabaseError(f"{table} does not exist; give the folder of {owner} that holds {table.name}") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatabaseError(f"{table} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DatabaseError(
+            f"{table} is not UTF-8 text ({error}); give the table as published, or save it as CSV in UTF-8"
+        ) from error
+    except OSError as error:
+        raise DatabaseError(f"{table} cannot be read: {error.strerror}") from error
+    except csv.Error as error:
+        raise DatabaseError(f"{table} cannot be read: {error}; download it again") from error
 
 
 def row_at(table: Path, byte: int) -> dict[str, str]:
@@ -74,4 +85,5 @@ def row_at(table: Path, byte: int) -> dict[str, str]:
 
 def _lines(file: BinaryIO) -> Iterator[str]:
     # The csv module asks for a line only when it needs one, so that the file stands at the end of the row.
-    return (line.decode() for line in file)
+    # Spreadsheets put a byte order mark before the first name.
+    return (line.removeprefix(codecs.BOM_UTF8 if at == 0 else b"").decode() for at, line in enumerate(file))

@@ -97,14 +97,21 @@ class Code15(Database):
                     yield RecordRef(record=str(exam), file=str(path), index=index, info=exams.get(exam, unlisted))
 
     def read(self, ref: RecordRef) -> Record:
-        """Read one exam; see `Database.read`. Also raises `not-in-table`, `table-malformed`, `signal-empty`."""
+        """Read one exam; see `Database.read`. Also raises `not-in-table`, `table-malformed`, `signal-empty`,
+        `signal-infinite`."""
         if not ref.info:
             raise RecordError(
-                "not-in-table", f"exam {ref.record} of {ref.path} is not in {TABLE}, so that its patient is not known"
+                "not-in-table",
+                f"exam {ref.record} of {ref.path} is not in {TABLE}, so that its patient is not known; is the table "
+                "whole? Else download it again",
             )
         if self._part is None or self._part.path != ref.path:
             self._part = _Part(ref.path)
         exam_TL = self._part.exam(ref.index)
+        if np.isinf(exam_TL).any():
+            raise RecordError(
+                "signal-infinite", f"exam {ref.record} is row {ref.index} of {ref.path} and holds infinite values"
+            )
         # NaN is not 0, and so is not padding.
         filled = exam_TL.reshape(-1) != 0
         first = int(filled.argmax())

@@ -94,7 +94,7 @@ class Cpsc2018Original(Database):
             yield RecordRef(record=path.stem, file=str(path), info={"classes": classes.get(path.stem, "")})
 
     def read(self, ref: RecordRef) -> Record:
-        """Read one record; see `Database.read`. Also raises `file-malformed`."""
+        """Read one record; see `Database.read`. Also raises `file-malformed`, `signal-infinite`."""
         fields = read_struct(ref.path, "ECG")
         data_LT, age, sex = (fields.get(name) for name in ("data", "age", "sex"))
         if not isinstance(data_LT, np.ndarray) or data_LT.shape[0] != len(LEADS) or not data_LT.size:
@@ -102,6 +102,8 @@ class Cpsc2018Original(Database):
             raise RecordError(
                 "file-malformed", f"{ref.path}: ECG.data is of shape {shape}, expected 12 leads x samples"
             )
+        if np.isinf(data_LT).any():
+            raise RecordError("signal-infinite", f"{ref.path}: ECG.data holds infinite values")
         classes = ref.info["classes"]
         return Record(
             record=ref.record,

@@ -38,7 +38,7 @@ import numpy as np
 from ecgfm.databases._fields import age_years, sex_of
 from ecgfm.databases._tables import row_at, rows
 from ecgfm.databases._wfdb_files import signal_fields
-from ecgfm.databases._wfdb_header import read_header
+from ecgfm.databases._wfdb_named import read_named_header
 from ecgfm.databases.base import Database, Download, folder
 from ecgfm.errors import DatabaseError, RecordError
 from ecgfm.record import Record, RecordRef
@@ -95,7 +95,8 @@ class MimicIvEcg(Database):
                 )
             byte = bytes_of_study.find(int(study)) if bytes_of_study else None
             if byte is not None:
-                info |= {"table": str(measurements), "byte": str(byte)}
+                # How far up the table is, not where: a copy that was moved is still the same conversion.
+                info |= {"byte": str(byte), "up": sys.intern(str(place.count("/")))}
             if subject in people:
                 info |= _person(*people[subject], time)
             yield RecordRef(record=study, file=f"{root}/{place}.hea", info=info)
@@ -106,7 +107,7 @@ class MimicIvEcg(Database):
 
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`. Also raises `table-malformed`."""
-        header = read_header(ref.path)
+        header = read_named_header(ref.path)
         return Record(
             record=ref.record,
             database=self.name(),
@@ -120,9 +121,9 @@ class MimicIvEcg(Database):
 
 def _statements(ref: RecordRef) -> tuple[str, ...]:
     """Return what the machine wrote about a record, in the order of its lines."""
-    table = ref.info["table"]
+    table = ref.path.parents[int(ref.info["up"])] / MEASUREMENTS
     try:
-        row = row_at(Path(table), int(ref.info["byte"]))
+        row = row_at(table, int(ref.info["byte"]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RecordError(
             "table-malformed", f"the row of study {ref.record} in {table} cannot be read: {error}"

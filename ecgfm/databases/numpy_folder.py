@@ -88,6 +88,8 @@ _IN_ABOUT: dict[str, tuple[type | tuple[type, ...], str]] = {
 """How dataset.json writes them: the type, and an example."""
 COLUMNS = (*SUBJECT_COLUMNS, "file", "index", *CONSTANTS)
 AXES = {("leads", "samples"): False, ("samples", "leads"): True}
+SHOWN = 10
+"""How many names of arrays a message lists."""
 _KEYED = (".npz", ".hdf5", ".h5")
 _LARGEST_INT16 = 32_767
 _CHUNK_CACHE_BYTES = 64 * 2**20
@@ -181,8 +183,8 @@ class NumpyFolder(Database):
             return self._held[dataset]
         opened = self._file[1]
         array: Any = opened.get(dataset) if dataset else opened
-        if not hasattr(array, "dtype"):  # there is none, or it is a group of HDF5
-            there = ", ".join(sorted(opened))
+        if getattr(array, "shape", None) is None:  # there is none, or it is a group, a type or an empty one of HDF5
+            there = ", ".join(sorted(opened)[:SHOWN]) + (", ..." if len(opened) > SHOWN else "")
             raise RecordError("array-unreadable", f"{path} has no array {dataset!r} (it has: {there})")
         if len(array.shape) == 3:
             self._held[dataset] = array
@@ -301,7 +303,8 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except RecordError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    # zipfile raises a RuntimeError where a password is needed, and its subclass for packings that it does not know.
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise RecordError("array-unreadable", f"{path} cannot be read: {error}") from error
 
 
@@ -320,7 +323,8 @@ def _open(path: Path) -> Any:
     import h5py
 
     # Chunks that hold several records are unpacked once, not once a record.
-    return h5py.File(path, "r", rdcc_nbytes=_CHUNK_CACHE_BYTES)
+    # Locks are for writers, and some network disks have none.
+    return h5py.File(path, "r", rdcc_nbytes=_CHUNK_CACHE_BYTES, locking=False)
 
 
 def _check_array(ref: RecordRef, array: Any, facts: SignalFacts) -> str:

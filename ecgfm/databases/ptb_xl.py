@@ -28,7 +28,7 @@ from pathlib import Path
 from ecgfm.databases._fields import age_years
 from ecgfm.databases._tables import rows
 from ecgfm.databases._wfdb_files import signal_fields
-from ecgfm.databases._wfdb_header import read_header
+from ecgfm.databases._wfdb_named import read_named_header
 from ecgfm.databases.base import Database, Download, folder
 from ecgfm.errors import DatabaseError, RecordError
 from ecgfm.record import Record, RecordRef, Sex
@@ -88,7 +88,7 @@ class PtbXl(Database):
 
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`. Also raises `table-malformed`."""
-        header = read_header(ref.path)
+        header = read_named_header(ref.path)
         patient = _whole(ref.info["patient_id"])
         axis = ref.info["heart_axis"].strip()
         return Record(

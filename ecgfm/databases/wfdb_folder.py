@@ -62,7 +62,7 @@ from ecgfm.errors import DatabaseError, RecordError
 from ecgfm.record import Record, RecordRef
 
 _UNLISTED = "unlisted"
-"""Key of `RecordRef.info`: the table that lacks the record."""
+"""Key of `RecordRef.info` of a record that the table lacks."""
 
 
 class WfdbFolder(Database):
@@ -91,7 +91,7 @@ class WfdbFolder(Database):
         table = top / TABLE
         rows = _rows(table, paths, bare) if table.exists() else None
         for name, path in paths.items():
-            info: Mapping[str, str] = {} if rows is None else rows.get(name, {_UNLISTED: str(table)})
+            info: Mapping[str, str] = {} if rows is None else rows.get(name, {_UNLISTED: TABLE})
             yield RecordRef(
                 record=path.stem if unique else name,
                 file=str(path),
@@ -104,8 +104,8 @@ class WfdbFolder(Database):
         if _UNLISTED in ref.info:
             raise RecordError(
                 "not-in-table",
-                f"{ref.info[_UNLISTED]} has no row for {ref.record}, so that its patient and split are not known; add "
-                "a row, or move the record out of the folder",
+                f"{TABLE} has no row for {ref.record}, so that its patient and split are not known; add a row, or move the "
+                "record out of the folder",
             )
         header = read_header(ref.path)
         said = comment_fields(header)
