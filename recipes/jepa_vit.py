@@ -32,6 +32,20 @@ from ecgfm.train.optim import Optim
 from ecgfm.train.run import Data, Run
 
 RUN = Run(encoder=vit.XS, objective=JEPA.Config(), data=Data(batch_size=64), optim=Optim(), engine=EngineConfig())
+# The paper's share of each database; of those that are not among the shards nothing is drawn.
+WEIGHTS = (
+    "mimic-iv-ecg=0.7",
+    "code-15=0.1",
+    "ptb-xl=0.05",
+    "georgia=0.0375",
+    "ningbo=0.028125",
+    "cpsc-2018=0.025",
+    "ptb=0.01875",
+    "st-petersburg-incart=0.01875",
+    "cpsc-extra=0.0125",
+    "chapman-shaoxing=0.009375",
+)
+PAPER = Data(batch_size=2048, scale="database", weights=WEIGHTS)
 PRESETS = {
     # For some hundred records and minutes on a CPU: windows of half the length, of which there are twice as many a
     # second; a lower peak for the small batch; an average that follows within the run.
@@ -41,9 +55,9 @@ PRESETS = {
         data=Data(batch_size=64, window_s=5.0),
         optim=Optim(lr=5e-4, schedule_steps=700),
     ),
-    "xs": replace(RUN, data=Data(batch_size=2048, scale="database")),
-    "s": replace(RUN, encoder=vit.S, data=Data(batch_size=2048, scale="database")),
-    "b": replace(RUN, encoder=vit.B, data=Data(batch_size=1024, scale="database"), engine=EngineConfig(accumulation=2)),
+    "xs": replace(RUN, data=PAPER),
+    "s": replace(RUN, encoder=vit.S, data=PAPER),
+    "b": replace(RUN, encoder=vit.B, data=replace(PAPER, batch_size=1024), engine=EngineConfig(accumulation=2)),
 }
 
 if __name__ == "__main__":

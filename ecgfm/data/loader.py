@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from ecgfm.data.batch import Batch
-from ecgfm.data.order import order, window_starts
+from ecgfm.data.mixture import Mixture, sources
+from ecgfm.data.order import window_starts
 from ecgfm.errors import ConfigError
 from ecgfm.leads import LEADS
 from ecgfm.shards.leaks import PRETRAINING_SPLITS
@@ -37,6 +38,7 @@ class Loader:
         seed: The run's seed.
         position: Records that the run has seen.
         exclude_flags: Quality flags; records that have one are not read.
+        weights: How often each database is drawn; in proportion to its records when empty.
         pin_memory: Give page-locked memory, from which a GPU copies without waiting.
 
     Raises:
@@ -55,6 +57,7 @@ class Loader:
         seed: int,
         position: int = 0,
         exclude_flags: Sequence[str] = (),
+        weights: dict[str, float] | None = None,
         pin_memory: bool = False,
     ) -> None:
         if batch_size < 1 or batch_size % (world_size * accumulation):
@@ -64,6 +67,7 @@ class Loader:
             )
         self.shards = shards
         self.records = usable_records(shards, window_samples, exclude_flags)
+        self.mixture = Mixture(sources(shards, self.records, weights or {}), seed)
         self.window_samples = window_samples
         self.micro_rows = batch_size // accumulation
         rows = self.micro_rows // world_size
@@ -102,7 +106,7 @@ class Loader:
     def read(self, position: int) -> Batch:
         """Return this rank's rows of the micro-batch that begins at `position`."""
         first, last = position + self.rows[0], position + self.rows[1]
-        index = self.records[order(self.seed, len(self.records), first, last)]
+        index = self.mixture.records(first, last)
         room = self.shards.num_samples[index] - self.window_samples
         starts = window_starts(self.seed, first, last, room)
         shape = (len(index), len(LEADS), self.window_samples)

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from ecgfm.rng import generator
 
 
-def order(seed: int, num_records: int, first: int, last: int) -> NDArray[np.int64]:
-    """Return the records at positions [first, last), each 0 .. num_records - 1."""
+def order(seed: int, num_records: int, first: int, last: int, purpose: str = "order") -> NDArray[np.int64]:
+    """Return the records at positions [first, last), each 0 .. num_records - 1; another purpose is another order."""
     position = np.arange(first, last, dtype=np.int64)
     epoch, place = np.divmod(position, num_records)
     out = np.empty_like(position)
     for number in np.unique(epoch):
         here = epoch == number
-        out[here] = _permutation(seed, int(number), num_records)[place[here]]
+        out[here] = _permutation(seed, purpose, int(number), num_records)[place[here]]
     return out
 
 
@@ -48,6 +48,7 @@ def _uniform(seed: int, first: int, last: int) -> NDArray[np.float64]:
     return stream.random(last - 4 * (first // 4))[first % 4 :]
 
 
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, num_records: int) -> NDArray[np.int64]:
-    return generator(seed, "order", epoch).permutation(num_records)
+# Two epochs of each of some ten databases.
+@lru_cache(maxsize=32)
+def _permutation(seed: int, purpose: str, epoch: int, num_records: int) -> NDArray[np.int64]:
+    return generator(seed, purpose, epoch).permutation(num_records)

@@ -12,6 +12,7 @@ import torch
 from ecgfm import config
 from ecgfm.data.batch import Draws
 from ecgfm.data.loader import Loader
+from ecgfm.data.mixture import parse_weights
 from ecgfm.data.prepare import Prepare
 from ecgfm.errors import CheckpointError, ConfigError, EcgfmError
 from ecgfm.leads import LEADS
@@ -116,6 +117,7 @@ def _train(
         seed=run.seed,
         position=position,
         exclude_flags=run.data.exclude_flags,
+        weights=parse_weights(run.data.weights),
         pin_memory=world.device.type == "cuda",
     )
     objective = _build(run, contract)
@@ -319,6 +321,10 @@ def _introduce(
         log.say(
             f"{skipped:,} records are left out: of a held-out split, shorter than {run.data.window_s:g} s, or flagged"
         )
+    epochs = loader.mixture.epochs(run.optim.schedule_steps * run.data.batch_size)
+    if run.data.weights:
+        listed = ", ".join(f"{name} {count:.3g}" for name, count in epochs.items())
+        log.say(f"epochs of each database by the schedules' end: {listed}")
     if start >= run.last_step:
         log.say(f"it has {start:,} steps already and is asked for {run.last_step:,}: nothing to do")
         return

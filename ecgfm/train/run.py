@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ecgfm import config
+from ecgfm.data.mixture import parse_weights
 from ecgfm.encoders.base import Encoder
 from ecgfm.errors import ConfigError
 from ecgfm.objectives.base import Objective, objective_class
@@ -22,7 +23,10 @@ class Data:
     """What is read, and how much at a time."""
 
     shards: tuple[Path, ...] = ()
-    """Folders that tools/convert.py wrote; their records are drawn evenly."""
+    """Folders that tools/convert.py wrote."""
+    weights: tuple[str, ...] = ()
+    """How often each database is drawn, as `name=weight`: mimic-iv-ecg=0.7 code-15=0.1. Every database among the shards
+    needs one; those that are not there do not count. By default records are drawn evenly."""
     window_s: float = 10.0
     """Length of a window in seconds, cut at random from longer records."""
     batch_size: int = 64
@@ -41,6 +45,7 @@ class Data:
     """Compare every hash of the shards before starting; sizes are always compared."""
 
     def __post_init__(self) -> None:
+        parse_weights(self.weights)
         if self.batch_size < 1 or not 0 < self.window_s < math.inf or not 0 < self.clip < math.inf:
             raise ConfigError("--data.batch-size, --data.window-s and --data.clip must be above 0")
 

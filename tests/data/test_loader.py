@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -239,3 +240,23 @@ def test_a_batch_that_cannot_be_split_evenly_is_refused(
     )
     with pytest.raises(ConfigError, match=message):
         loader(shards, batch_size=batch_size, world_size=world_size, accumulation=accumulation)
+
+
+def test_weights_draw_databases_as_often_as_they_say(tmp_path: Path, training_shards: Path) -> None:
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    for number in (1, 2, 3):
+        for ending in (".hea", ".mat"):
+            name = f"E{number:05d}{ending}"
+            (archive / name).write_bytes((training_shards.parent / "georgia" / name).read_bytes())
+    (archive / "dataset.json").write_text('{"name": "our-ward"}')
+    convert(load_database("wfdb-folder"), archive, tmp_path / "ward", Options())
+    shards = Shards([training_shards, tmp_path / "ward"])
+    settings: dict[str, Any] = {"window_samples": 5000, "batch_size": 8, "accumulation": 1, "rank": 0, "world_size": 1}
+    loader = Loader(shards, **settings, seed=0, weights={"georgia": 0.75, "our-ward": 0.25, "absent": 1.0})
+    drawn = np.concatenate([loader.read(8 * step).database_B.numpy() for step in range(1250)])
+    assert np.bincount(drawn).tolist() == [7500, 2500]
+    with pytest.raises(ConfigError, match="says nothing of our-ward"):
+        Loader(shards, **settings, seed=0, weights={"georgia": 1.0})
+    with pytest.raises(ConfigError, match="share of 0.0001"):
+        Loader(shards, **settings, seed=0, weights={"georgia": 0.9999, "our-ward": 0.0001})
