@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from ecgfm import config
-from ecgfm.errors import ShardError
+from ecgfm.errors import ConfigError, ShardError
 from ecgfm.shards.leaks import EXAMPLES, Leak, LeakReport, check_leaks
 from ecgfm.signal.fingerprint import SAME_BITS
 
@@ -33,6 +33,11 @@ class Check:
     """More folders that the mixture must share nothing with: their `val` and `test`, or all of one that has neither."""
     threshold: int = SAME_BITS
     """Bits, of 366, in which the fingerprints of one recording may differ."""
+
+    def __post_init__(self) -> None:
+        # An empty list, as a pattern in a script gives it, must not end as "no leak".
+        if not self.shards:
+            raise ConfigError("give one or more folders of shards")
 
 
 def main() -> None:

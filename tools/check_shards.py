@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ecgfm import config
-from ecgfm.errors import ShardError
+from ecgfm.errors import ConfigError, ShardError
 from ecgfm.leads import LEADS
 from ecgfm.progress import RecordBar
 from ecgfm.shards.check import check_shards
@@ -28,6 +28,10 @@ class Check:
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Folders that tools/convert.py wrote."""
+
+    def __post_init__(self) -> None:
+        if not self.folders:
+            raise ConfigError("give one or more folders of shards")
 
 
 def main() -> None:

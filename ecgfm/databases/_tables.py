@@ -45,10 +45,8 @@ def rows(table: Path, columns: tuple[str, str, *tuple[str, ...]], owner: str) ->
             missing = [name for name in columns if name not in header]
             if missing:
                 separated = len(header) == 1 and any(mark in header[0] for mark in ";\t")
-                why = "it is separated by semicolons or tabs, not commas" if separated else "it is not the published table"
-                raise DatabaseError(
-                    f"{table} has no column {', '.join(missing)}: {why}; give {table.name} of {owner} as published"
-                )
+                why = "it has semicolons or tabs for commas" if separated else f"it is not the table of {owner}"
+                raise DatabaseError(f"{table} has no column {', '.join(missing)}: {why}")
             positions = [header.index(name) for name in columns]
             pick, needed = itemgetter(*positions), max(positions) + 1
             byte = file.tell()
@@ -62,7 +60,7 @@ def rows(table: Path, columns: tuple[str, str, *tuple[str, ...]], owner: str) ->
         raise DatabaseError(f"{table} does not exist; give the folder of {owner} that holds {table.name}") from error
     except UnicodeDecodeError as error:
         raise DatabaseError(
-            f"{table} is not UTF-8 text ({error}); give the table as published, or save it as CSV in UTF-8"
+            f"{table} cannot be read: it is not UTF-8 text ({error}); download it again, or save it as CSV in UTF-8"
         ) from error
     except OSError as error:
         raise DatabaseError(f"{table} cannot be read: {error.strerror}") from error

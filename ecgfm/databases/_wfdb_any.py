@@ -13,6 +13,7 @@ Shapes: L leads, T samples.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
@@ -34,6 +35,8 @@ _INVALID: dict[str, int] = {
     "212": -(2**11), "310": -(2**9), "311": -(2**9), "508": -(2**7), "516": -(2**15), "524": -(2**23),
 }  # fmt: skip
 """The count that stands for "no sample", by format (signal-5)."""
+_COMPRESSED = frozenset({"508", "516", "524"})
+"""Formats that may take less than a byte a sample."""
 _LARGEST_INT16 = 32_767
 _EXACT_FLOAT32 = 2**24
 
@@ -89,9 +92,17 @@ def _read_with_wfdb(header: Header, path: Path) -> NDArray[np.int64]:
         raise RecordError(
             "header-malformed", f"{path}: signal format {unknown[0]} is not known (there are: {', '.join(_INVALID)})"
         )
-    for spec in header.signals:
-        if not (path.parent / spec.file_name).is_file():
-            raise RecordError("file-missing", f"{path.parent / spec.file_name} does not exist")
+    for name, signals in Counter(spec.file_name for spec in header.signals).items():
+        file = path.parent / name
+        if not file.is_file():
+            raise RecordError("file-missing", f"{file} does not exist")
+        # A damaged header may announce terabytes, for which memory would be asked before the file is looked at.
+        if not _COMPRESSED.intersection(formats) and file.stat().st_size < header.samples * signals:
+            raise RecordError(
+                "header-signal-disagree",
+                f"{path} announces {header.samples:,} samples of {signals} signals in {name}, which has "
+                f"{file.stat().st_size:,} bytes",
+            )
     import wfdb
 
     try:

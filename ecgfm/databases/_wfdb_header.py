@@ -96,7 +96,7 @@ def find_files(root: Path, *endings: str) -> Iterator[Path]:
         yield from (Path(place, name) for name in sorted(files) if name.endswith(endings))
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path | str) -> Header:
     """Read a `.hea` file.
 
     Raises:
@@ -172,7 +172,7 @@ def lead_names(header: Header) -> tuple[str, ...]:
     return tuple(spec.description for spec in header.signals)
 
 
-def _signal(path: Path, row: str) -> SignalSpec:
+def _signal(path: Path | str, row: str) -> SignalSpec:
     """Read one signal line: file, format, gain, ADC resolution, ADC zero, initial value, checksum, block, name."""
     file_name, *fields = row.split(maxsplit=8)
     if "/" in file_name or file_name in (".", ".."):
@@ -237,20 +237,22 @@ def comment_fields(header: Header) -> dict[str, str]:
     return {name.strip().lower(): value.strip() for name, colon, value in pairs if colon}
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path | str) -> bytes:
     """Return a file's bytes.
 
     Raises:
         RecordError: `file-missing`.
     """
     try:
-        return path.read_bytes()
+        # Without a buffer there is nothing to be copied twice.
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
     except FileNotFoundError as error:
         raise RecordError("file-missing", f"{path} does not exist; copy or download it again") from error
     except OSError as error:
         raise RecordError("file-missing", f"{path} cannot be read: {error.strerror}") from error
 
 
-def malformed(path: Path, what: str) -> RecordError:
+def malformed(path: Path | str, what: str) -> RecordError:
     """Return the error for a header that cannot be read."""
     return RecordError("header-malformed", f"{path}: {what}")

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfm.databases._wfdb_files import signal_fields
-from ecgfm.databases._wfdb_header import find_headers, read_header
+from ecgfm.databases._wfdb_header import find_headers
+from ecgfm.databases._wfdb_named import read_named_header
 from ecgfm.databases.base import Database, Download, folder
 from ecgfm.errors import DatabaseError
 from ecgfm.leads import LEADS, positions
@@ -71,7 +72,7 @@ class Cinc2011SetA(Database):
 
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`."""
-        header = read_header(ref.path)
+        header = read_named_header(ref.path)
         quality = ref.info["quality"]
         fields = signal_fields(header, ref.path.parent)
         exchanged = _exchanged(fields["leads"], fields["counts_LT"], fields["microvolt_per_count"])

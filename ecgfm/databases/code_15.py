@@ -97,8 +97,10 @@ class Code15(Database):
                     yield RecordRef(record=str(exam), file=str(path), index=index, info=exams.get(exam, unlisted))
 
     def read(self, ref: RecordRef) -> Record:
-        """Read one exam; see `Database.read`. Also raises `not-in-table`, `table-malformed`, `signal-empty`,
-        `signal-infinite`."""
+        """Read one exam; see `Database.read`.
+
+        Also raises `not-in-table`, `table-malformed`, `signal-empty`, `signal-infinite`.
+        """
         if not ref.info:
             raise RecordError(
                 "not-in-table",

@@ -23,7 +23,8 @@ import numpy as np
 
 from ecgfm.databases._fields import age_years, sex_of
 from ecgfm.databases._wfdb_files import read_counts
-from ecgfm.databases._wfdb_header import comment_fields, find_headers, lead_names, read_header
+from ecgfm.databases._wfdb_header import comment_fields, find_headers, lead_names
+from ecgfm.databases._wfdb_named import read_named_header
 from ecgfm.databases.base import Database, Download, folder
 from ecgfm.errors import DatabaseError
 from ecgfm.leads import LEADS
@@ -67,7 +68,7 @@ class Ludb(Database):
 
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`."""
-        header = read_header(ref.path)
+        header = read_named_header(ref.path)
         leads = lead_names(header)
         fields = comment_fields(header)
         start = header.comments.index("<diagnoses>:") if "<diagnoses>:" in header.comments else len(header.comments)

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from ecgfm.databases._fields import age_years, sex_of
 from ecgfm.databases._wfdb_files import signal_fields
-from ecgfm.databases._wfdb_header import comment_fields, find_headers, of_standard_leads, read_header
+from ecgfm.databases._wfdb_header import comment_fields, find_headers, of_standard_leads
+from ecgfm.databases._wfdb_named import read_named_header
 from ecgfm.databases.base import Database, Download, folder
 from ecgfm.errors import DatabaseError
 from ecgfm.leads import LEADS
@@ -68,7 +69,7 @@ class PtbDiagnostic(Database):
 
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`."""
-        header = read_header(ref.path)
+        header = read_named_header(ref.path)
         fields = comment_fields(header)
         reason = fields.get("reason for admission", "")
         home = ref.path.parent.name

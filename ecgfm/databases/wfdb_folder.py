@@ -104,8 +104,8 @@ class WfdbFolder(Database):
         if _UNLISTED in ref.info:
             raise RecordError(
                 "not-in-table",
-                f"{TABLE} has no row for {ref.record}, so that its patient and split are not known; add a row, or move the "
-                "record out of the folder",
+                f"{TABLE} has no row for {ref.record}, so that its patient and split are not known; add a row, or move "
+                "the record out of the folder",
             )
         header = read_header(ref.path)
         said = comment_fields(header)

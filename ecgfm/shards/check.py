@@ -1,4 +1,10 @@
-"""Verify a folder of shards against its manifest, to the last byte."""
+"""Verify a folder of shards against its manifest, to the last byte.
+
+What the manifest counts and averages is counted and averaged anew from the shards; what it says of the database and of
+the options stands nowhere else.
+
+Shapes: L leads, T samples.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +12,22 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ecgfm.errors import ShardError
 from ecgfm.leads import LEADS
 from ecgfm.shards.manifest import MANIFEST, REFUSED, Manifest, Shard, read_manifest
+from ecgfm.shards.report import FREE_TEXT, NOT_IN_STATISTICS, TEXT_SCHEMES
 
 ABOUT = {"record", "patient", "database", "rate_hz", "source_rate_hz", "microvolt_per_count", "start_s"}
 LARGEST_MV = 200.0  # beyond any amplifier's range, offset included: a wrong scale
-ABOUT |= {"age", "sex", "labels", "fold", "flags", "content", "sha256"}
+ABOUT |= {"age", "sex", "labels", "fold", "split", "flags", "content", "derived", "mended", "sha256"}
 
 
 def check_shards(folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
@@ -39,15 +49,61 @@ def check_shards(folder: Path, progress: Callable[[int, int], None] = lambda don
     progress(done, manifest.segments)
     known = {shard.name for shard in manifest.shards}
     faults += [f"{path.name}: not in the manifest" for path in sorted(folder.glob("*.tar")) if path.name not in known]
+    recount = Recount()
     for shard in manifest.shards:
-        for fault in _check_shard(folder / shard.name, shard, manifest):
+        for fault in _check_shard(folder / shard.name, shard, manifest, recount):
             if fault is None:
                 done += 1
                 progress(done, manifest.segments)
             else:
                 faults.append(f"{shard.name}: {fault}")
+    if done == manifest.segments:
+        faults += recount.faults(manifest)
     faults += _check_counts(folder, manifest)
     return faults
+
+
+class Recount:
+    """Counts and averages what the shards hold."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in ("rates_hz", "flags", "derived", "mended")}
+        self._labels: dict[str, Counter[str]] = defaultdict(Counter)
+        self._patients: set[str] = set()
+        self._record = ""
+        self._count_L, self._sum_L, self._square_L = (np.zeros(len(LEADS)) for _ in range(3))
+
+    def add(self, facts: Mapping[str, Any], counts_LT: NDArray[np.int16]) -> None:
+        """Add a sample; those of one record follow each other."""
+        self._counts["rates_hz"][f"{facts['rate_hz']:g}"] += 1
+        self._counts["flags"].update(facts["flags"].keys())
+        bad = {lead for flag in NOT_IN_STATISTICS for lead in facts["flags"].get(flag, ())}
+        good_L = np.array([lead not in bad for lead in LEADS])
+        signal_LT = counts_LT * (facts["microvolt_per_count"] * 1e-3)
+        self._count_L += good_L * signal_LT.shape[1]
+        self._sum_L += good_L * signal_LT.sum(axis=1)
+        self._square_L += good_L * np.square(signal_LT).sum(axis=1)
+        if facts["record"] == self._record:
+            return
+        self._record = facts["record"]
+        self._patients.add(facts["patient"] or f"record {facts['record']}")
+        for name in ("derived", "mended"):
+            self._counts[name].update(facts[name])
+        for scheme, codes in facts["labels"].items():
+            self._labels[scheme].update({FREE_TEXT} if scheme in TEXT_SCHEMES and codes else set(codes))
+
+    def faults(self, manifest: Manifest) -> Iterator[str]:
+        """Yield where the manifest says something else."""
+        labels = {scheme: dict(counts) for scheme, counts in self._labels.items()}
+        found: dict[str, Any] = {**self._counts, "labels": labels, "patients": len(self._patients)}
+        for name, value in found.items():
+            if getattr(manifest, name) != value:
+                yield f"{MANIFEST}: {name} are not those of the samples in the shards"
+        mean_L = self._sum_L / np.maximum(self._count_L, 1)
+        std_L = np.sqrt(np.maximum(self._square_L / np.maximum(self._count_L, 1) - mean_L**2, 0.0))
+        for name, value_L in (("mean_mv", mean_L), ("std_mv", std_L)):
+            if not np.allclose(getattr(manifest, name), value_L, rtol=1e-6, atol=1e-6):
+                yield f"{MANIFEST}: {name} are not those of the samples in the shards"
 
 
 def _check_counts(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -61,12 +117,20 @@ def _check_counts(folder: Path, manifest: Manifest) -> Iterator[str]:
         yield f"{MANIFEST}: {segments} samples in the shards, it says {manifest.segments}"
     expected = refused + sum(manifest.refused_segments.values())
     path = folder / REFUSED
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     if len(lines) != expected:
         yield f"{REFUSED}: {len(lines)} lines, the manifest says {expected}"
+        return
+    try:
+        reasons = Counter(json.loads(line)["reason"] for line in lines)
+    except (ValueError, KeyError, TypeError) as error:
+        yield f"{REFUSED}: cannot be read: {error}"
+        return
+    if reasons != Counter(manifest.refused) + Counter(manifest.refused_segments):
+        yield f"{REFUSED}: its reasons are not those that the manifest counts"
 
 
-def _check_shard(path: Path, shard: Shard, manifest: Manifest) -> Iterator[str | None]:
+def _check_shard(path: Path, shard: Shard, manifest: Manifest, recount: Recount) -> Iterator[str | None]:
     """Yield each fault of a shard, and None for each sample that is right."""
     if not path.is_file():
         yield "missing"
@@ -92,11 +156,17 @@ def _check_shard(path: Path, shard: Shard, manifest: Manifest) -> Iterator[str |
         return
     for number in range(shard.samples):
         npy, about = members[2 * number], members[2 * number + 1]
-        yield _check_sample(content, npy, about, number, shard, manifest)
+        yield _check_sample(content, npy, about, number, shard, manifest, recount)
 
 
 def _check_sample(
-    content: bytes, npy: tarfile.TarInfo, about: tarfile.TarInfo, number: int, shard: Shard, manifest: Manifest
+    content: bytes,
+    npy: tarfile.TarInfo,
+    about: tarfile.TarInfo,
+    number: int,
+    shard: Shard,
+    manifest: Manifest,
+    recount: Recount,
 ) -> str | None:
     """Return the first fault of a sample, or None."""
     key = npy.name.removesuffix(".ecg.npy")
@@ -121,11 +191,14 @@ def _check_sample(
     if index != (place, about.offset_data, about.size):
         return f"sample {key} is not where the manifest's index says"
     said = {name: facts[name] for name in ("record", "content", "microvolt_per_count")}
-    said |= {"patient": facts["patient"] or "", "flags": ",".join(facts["flags"])}
+    said |= {"patient": facts["patient"] or "", "flags": sorted(facts["flags"])}
     listed = {name: getattr(members, name)[number] for name in said}
+    listed["flags"] = sorted(flag for flag in listed["flags"].split(",") if flag)  # in any order
     for name, value in said.items():
         if value != listed[name]:
             return f"sample {key}: its {name} is {value!r}, the manifest's index says {listed[name]!r}"
+    if facts["split"] != shard.split:
+        return f"sample {key} is of split {facts['split']}, the manifest says {shard.split}"
     if facts["database"] != manifest.database:
         return f"sample {key} is of {facts['database']}, the manifest is of {manifest.database}"
     largest = float(np.abs(counts.astype(np.int32)).max()) * facts["microvolt_per_count"] * 1e-3
@@ -133,6 +206,7 @@ def _check_sample(
         return f"sample {key} reaches {largest:.3g} mV"
     if facts["rate_hz"] <= 0 or f"{facts['rate_hz']:g}" not in manifest.rates_hz:
         return f"sample {key} is at {facts['rate_hz']} Hz, the manifest says {', '.join(manifest.rates_hz)}"
+    recount.add(facts, counts)
     return None
 
 

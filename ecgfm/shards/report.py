@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -59,21 +60,21 @@ class Sums:
         """Count a record that is kept, its segments written at `places`."""
         self._kept += 1
         self._cut_s += form.cut_s
-        self._counts["mended"].update(record.mended)
-        self._counts["derived"].update(form.derived)
+        _count(self._counts["mended"], record.mended)
+        _count(self._counts["derived"], form.derived)
         if record.sex is not None:
             self._counts["sex"][record.sex] += 1
         if record.age is not None:
             self._counts["ages"][f"{int(record.age)}"] += 1
         for scheme, codes in labels.items():
-            self._labels[scheme].update({FREE_TEXT} if scheme in TEXT_SCHEMES and codes else set(codes))
+            _count(self._labels[scheme], (FREE_TEXT,) if scheme in TEXT_SCHEMES and codes else dict.fromkeys(codes))
         for refusal in form.refused:
             self.refuse(ref, refusal.reason, refusal.message, refusal.start_s)
         for segment, place in zip(form.segments, places, strict=True):
             self._add(record, segment, place)
             self._kept_s += segment.counts_LT.shape[1] / form.rate_hz
             self._counts["rates_hz"][f"{form.rate_hz:g}"] += 1
-            self._counts["flags"].update(segment.flags.keys())
+            _count(self._counts["flags"], segment.flags)
 
     def _add(self, record: Record, segment: Segment, place: Place) -> None:
         entry: dict[str, Any] = {
@@ -123,3 +124,9 @@ class Sums:
             sum_mv=tuple(self._sum_mv.tolist()),
             sum_square_mv=tuple(self._sum_square_mv.tolist()),
         )
+
+
+def _count(counter: Counter[str], names: Iterable[str]) -> None:
+    """Count each name: Counter.update takes ten times as long for the few that a record has."""
+    for name in names:
+        counter[name] += 1

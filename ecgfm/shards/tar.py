@@ -35,6 +35,7 @@ def _template() -> bytes:
 
 
 _TEMPLATE = _template()
+_TEMPLATE_SUM = sum(_TEMPLATE)
 
 
 @functools.lru_cache(maxsize=256)
@@ -54,10 +55,12 @@ def member_header(name: str, size: int) -> bytes:
     encoded = name.encode()
     if len(encoded) > _NAME.stop:
         raise RecordError("name-too-long", f"{name} has {len(encoded)} bytes, a shard's member at most {_NAME.stop}")
+    octal = b"%011o\0" % size
     header = bytearray(_TEMPLATE)
     header[: len(encoded)] = encoded
-    header[_SIZE] = b"%011o\0" % size
-    header[_CHECKSUM] = b"%06o\0 " % sum(header)
+    header[_SIZE] = octal
+    # Name and size are 0 in the template.
+    header[_CHECKSUM] = b"%06o\0 " % (_TEMPLATE_SUM + sum(encoded) + sum(octal))
     return bytes(header)
 
 

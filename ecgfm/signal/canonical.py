@@ -36,6 +36,7 @@ LARGEST_COUNT = 32_767
 HIGHEST_HIGHPASS_HZ = 5.0
 INTERPOLATED = "interpolated"
 """Flag of a segment in which missing samples were filled."""
+_ONE_GAIN = np.ones(len(LEADS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +123,12 @@ def canonical(record: Record, policy: Policy) -> Canonical:
     seconds = source_samples / record.rate_hz
     if seconds < policy.min_s:
         raise RecordError("too-short", f"{seconds:.3g} s, wanted are at least {policy.min_s:g} s")
-    derived, places = _layout(record.leads)
-    missing_LT = _missing(record, places)
+    derived, order = _layout(record.leads)
+    missing_LT = _missing(record, order)
     rate_hz = record.rate_hz if policy.rate_hz is None else policy.rate_hz
     exact = None
     if rate_hz == record.rate_hz and policy.highpass_hz is None and missing_LT is None and not derived:
-        exact = _exact_counts(record, [places[lead] for lead in LEADS])
+        exact = _exact_counts(record, order)
     signal_LT = None if exact else _computed(record, missing_LT, rate_hz, policy.highpass_hz)
     samples = source_samples if signal_LT is None else signal_LT.shape[1]
     spans = cut(samples, rate_hz, segment_s=policy.segment_s, min_s=policy.min_s)
@@ -142,7 +143,9 @@ def canonical(record: Record, policy: Policy) -> Canonical:
             else:
                 assert signal_LT is not None
                 counts_LT, step = quantise(signal_LT[:, start:stop] * 1e3)
-            segments.append(_segment(record, counts_LT, step, start / rate_hz, source, filled, rate_hz, policy))
+            segments.append(
+                _segment(record, counts_LT, step, start / rate_hz, source, filled, rate_hz, policy, exact is not None)
+            )
         except RecordError as error:
             refused.append(Refusal(start_s=start / rate_hz, reason=error.reason, message=error.message))
     if not segments:
@@ -157,16 +160,17 @@ def canonical(record: Record, policy: Policy) -> Canonical:
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(leads: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Return the leads that must be derived, and where the standard ones are; the same for most of a database.
+def _layout(leads: tuple[str, ...]) -> tuple[tuple[str, ...], list[int]]:
+    """Return the leads that must be derived, and where the others are, in canonical order; the same for a database.
 
     Raises:
         RecordError: `lead-missing`.
     """
     try:
-        return derivable(leads), positions(leads)
+        derived, places = derivable(leads), positions(leads)
     except LeadError as error:
         raise RecordError("lead-missing", str(error)) from error
+    return derived, [places[lead] for lead in LEADS if lead in places]
 
 
 def quantise(signal_LT: NDArray[np.float64]) -> tuple[NDArray[np.int16], float]:
@@ -175,10 +179,11 @@ def quantise(signal_LT: NDArray[np.float64]) -> tuple[NDArray[np.int16], float]:
     Raises:
         RecordError: `not-int16`: no step up to 1 microvolt holds the largest value.
     """
-    largest = float(np.abs(signal_LT).max())
+    largest = max(float(signal_LT.max()), -float(signal_LT.min()))
     for step in STEPS_MICROVOLT:
         if largest <= step * LARGEST_COUNT:
-            return np.rint(signal_LT / step).astype(np.int16), step
+            scaled_LT = signal_LT / step
+            return np.rint(scaled_LT, out=scaled_LT).astype(np.int16), step
     raise RecordError(
         "not-int16", f"{largest / 1e3:.3g} mV does not fit into int16 with a step of {STEPS_MICROVOLT[-1]:g} microvolt"
     )
@@ -193,13 +198,15 @@ def _segment(
     filled: tuple[str, ...],
     rate_hz: float,
     policy: Policy,
+    exact: bool,
 ) -> Segment:
     """Return the segment with what it is worth.
 
     Raises:
         RecordError: `all-leads-flat`, `implausible-amplitude`, or a flag of `policy.refuse`.
     """
-    assessment = assess(counts_LT, step, rate_hz, policy.thresholds)
+    values_LT = counts_LT.astype(np.float64)
+    assessment = assess(counts_LT, step, rate_hz, policy.thresholds, values_LT)
     published_LT = record.counts_LT[:, source]
     if message := implausible_gain(assessment, policy.thresholds, published_LT):
         raise RecordError("implausible-amplitude", message)
@@ -211,7 +218,11 @@ def _segment(
     for flag in policy.refuse:
         if flag in flags:
             raise RecordError(flag, f"{flag}: {', '.join(flags[flag]) or 'the record'}")
-    content = fingerprint(published_LT, record.leads, record.microvolt_per_count, record.rate_hz)
+    if exact:
+        # Of the published counts the fingerprint is the same, but they would have to be made floats once more.
+        content = fingerprint(values_LT, LEADS, _ONE_GAIN, record.rate_hz)
+    else:
+        content = fingerprint(published_LT, record.leads, record.microvolt_per_count, record.rate_hz)
     return Segment(
         counts_LT=counts_LT,
         microvolt_per_count=step,
@@ -222,7 +233,7 @@ def _segment(
     )
 
 
-def _missing(record: Record, places: dict[str, int]) -> NDArray[np.bool_] | None:
+def _missing(record: Record, order: list[int]) -> NDArray[np.bool_] | None:
     """Return where the twelve leads have no sample, in the record's own order of leads, or None."""
     counts_LT = record.counts_LT
     if counts_LT.dtype == np.int16:
@@ -231,7 +242,7 @@ def _missing(record: Record, places: dict[str, int]) -> NDArray[np.bool_] | None
         missing_LT = counts_LT == MISSING
     else:
         missing_LT = np.isnan(counts_LT)
-    others = [index for index in range(len(record.leads)) if index not in places.values()]
+    others = [index for index in range(len(record.leads)) if index not in order]
     missing_LT[others] = False
     return missing_LT if missing_LT.any() else None
 
@@ -256,29 +267,33 @@ def _computed(
     record: Record, missing_LT: NDArray[np.bool_] | None, rate_hz: float, highpass_hz: float | None
 ) -> NDArray[np.float64]:
     """Return the whole recording in millivolt, canonical order, at the rate wanted."""
-    signal_LT = (record.counts_LT - record.offset_counts[:, None]) * (record.microvolt_per_count[:, None] * 1e-3)
+    # In place, here and in `quantise`: making room for arrays of this size takes as long as the arithmetic.
+    signal_LT = record.counts_LT.astype(np.float64)
+    signal_LT -= record.offset_counts[:, None]
+    signal_LT *= record.microvolt_per_count[:, None] * 1e-3
     if missing_LT is not None:
         signal_LT[missing_LT] = np.nan
         signal_LT = gaps.fill(signal_LT)
     signal_LT = arrange(signal_LT, record.leads)
     if highpass_hz is not None:
         signal_LT = highpass(signal_LT, record.rate_hz, highpass_hz)
-    return resample(signal_LT, record.rate_hz, rate_hz)
+    return signal_LT if rate_hz == record.rate_hz else resample(signal_LT, record.rate_hz, rate_hz)
 
 
-def _exact_counts(record: Record, places: list[int]) -> tuple[NDArray[np.int16], float] | None:
+def _exact_counts(record: Record, order: list[int]) -> tuple[NDArray[np.int16], float] | None:
     """Return the record's own counts in canonical order, or None when they cannot be kept as they are."""
     if record.counts_LT.dtype != np.int16:
         return None
     # Only the twelve leads count: PTB's Frank leads may have another gain.
-    step_L, offset_L = record.microvolt_per_count[places].tolist(), record.offset_counts[places]
-    if len(set(step_L)) > 1:
+    step_L, offset_L = record.microvolt_per_count.tolist(), record.offset_counts.tolist()
+    step = step_L[order[0]]
+    if any(step_L[lead] != step for lead in order):
         return None
-    in_order = places == list(range(len(record.counts_LT)))
-    counts_LT = np.asarray(record.counts_LT if in_order else record.counts_LT[places], dtype=np.int16)
-    if offset_L.any():
-        shifted = counts_LT.astype(np.int32) - offset_L[:, None]
+    in_order = order == list(range(len(record.counts_LT)))
+    counts_LT = np.asarray(record.counts_LT if in_order else record.counts_LT[order], dtype=np.int16)
+    if any(offset_L[lead] for lead in order):
+        shifted = counts_LT.astype(np.int32) - record.offset_counts[order][:, None]
         if np.abs(shifted).max() > LARGEST_COUNT:
             return None
         counts_LT = shifted.astype(np.int16)
-    return counts_LT, float(step_L[0])
+    return counts_LT, step

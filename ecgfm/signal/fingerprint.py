@@ -52,6 +52,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -106,24 +107,29 @@ def fingerprint(
     """
     if rate_hz * BIN_S < 1:
         return ""
-    starts, shares = _edges(rate_hz)
-    counts_LT = counts_LT[:, : starts[-1] + 1]
-    # Bins that the signal fills, but for the half sample that 10 s lack at the end.
-    bins = int(np.searchsorted(starts, counts_LT.shape[1], side="right")) - 1
+    counts_LT = counts_LT[:, : math.ceil(BINS * BIN_S * rate_hz) + 1]
+    starts, shares = edges = _edges(rate_hz, counts_LT.shape[1])
+    bins = len(starts) - 1
     if bins < 4:
         return ""
-    samples_LT = counts_LT.astype(np.float64, copy=False)
-    if (counts_LT.min() == MISSING) if counts_LT.dtype == np.int16 else not np.isfinite(samples_LT).all():
-        samples_LT = _interpolated(counts_LT)
-    sums_CT = (_weights(tuple(leads)) * microvolt_per_count_L) @ samples_LT
-    mean_CK = _means(sums_CT, starts[: bins + 1], shares[: bins + 1])
-    change_CK = np.diff(mean_CK, n=3)
-    rounding = _ROUNDING * np.abs(mean_CK).max()
+    weights_CL = _weights(tuple(leads)) * microvolt_per_count_L
+    complete = counts_LT.dtype != np.int16 or counts_LT.min() != MISSING
+    samples_LT = counts_LT.astype(np.float64, copy=False) if complete else _interpolated(counts_LT)
+    mean_CK = _means(weights_CL @ samples_LT, *edges)
+    largest = np.abs(mean_CK).max()
+    # Floats are not searched: a missing one makes its bin NaN, whatever its lead's weight.
+    if not math.isfinite(largest):
+        mean_CK = _means(weights_CL @ _interpolated(counts_LT), *edges)
+        largest = np.abs(mean_CK).max()
+    change_CK = mean_CK
+    for _ in range(3):
+        change_CK = change_CK[:, 1:] - change_CK[:, :-1]
+    rounding = _ROUNDING * largest
     if np.count_nonzero(np.abs(change_CK) > rounding) < LEAST_BITS:
         return ""
     bits = np.zeros((len(SUMS), _SUM_BITS), dtype=bool)
-    bits[:, : bins - 3] = change_CK > rounding
-    return base64.b64encode(np.packbits(bits).tobytes()).decode()
+    np.greater(change_CK, rounding, out=bits[:, : bins - 3])
+    return base64.b64encode(np.packbits(bits)).decode()
 
 
 def to_bytes(fingerprints: Sequence[str]) -> NDArray[np.uint8]:
@@ -167,16 +173,20 @@ def _means(sums_CT: NDArray[np.float64], starts: NDArray[np.int64], shares: NDAr
     """
     whole_CK = np.add.reduceat(sums_CT[:, : starts[-1]], starts[:-1], axis=1)
     # Where the signal ends at the last edge, its last sample goes on.
-    part_CK = sums_CT[:, np.minimum(starts, sums_CT.shape[1] - 1)] * shares
+    part_CK = sums_CT.take(starts, axis=1, mode="clip") * shares
     return np.asarray(whole_CK - part_CK[:, :-1] + part_CK[:, 1:])
 
 
 @lru_cache(maxsize=64)
-def _edges(rate_hz: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the sample in which each of the K + 1 edges lies, and how far within it."""
+def _edges(rate_hz: float, samples: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the sample in which each of the K + 1 edges lies, and how far within it.
+
+    The bins are those that the signal fills, but for the half sample that 10 s lack at the end.
+    """
     edges = np.arange(BINS + 1) * (BIN_S * rate_hz) + 0.5
     starts = np.floor(edges).astype(np.int64)
-    return starts, edges - starts
+    filled = starts <= samples
+    return starts[filled], (edges - starts)[filled]
 
 
 @lru_cache(maxsize=64)

@@ -353,10 +353,9 @@ def _amplitudes(windows_LWn: NDArray[np.float64], waves_nK: NDArray[np.float64],
     """Return the amplitude in mV of each wave, root mean square over the windows, shape (L, K / 2)."""
     leads, windows, window = windows_LWn.shape
     products = windows_LWn.reshape(leads * windows, window) @ waves_nK
-    np.multiply(products, products, out=products)
-    power_LK = np.add.reduce(products.reshape(leads, windows, -1), axis=1)
-    half = power_LK.shape[1] // 2
-    return np.asarray(np.sqrt((power_LK[:, :half] + power_LK[:, half:]) * (mv * mv / windows)))
+    products *= products
+    power = np.add.reduce(products.reshape(leads, 2 * windows, -1), axis=1)
+    return np.asarray(np.sqrt(power * (mv * mv / windows)))
 
 
 @lru_cache(maxsize=8)

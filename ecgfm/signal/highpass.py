@@ -31,7 +31,9 @@ from numpy.typing import NDArray
 from ecgfm.errors import ConfigError, SignalError
 
 ORDER = 4
-SAMPLES_AT_ONCE = 500_000
+SAMPLES_AT_ONCE = 25_000
+"""Leads are filtered together up to so many samples, mirrored ones too. The C library gives larger arrays back to the
+system each time, and to get them anew, page by page, takes nearly as long as to filter."""
 TIME_CONSTANTS = 3.0
 """How much is mirrored at each end."""
 
@@ -56,15 +58,17 @@ def highpass(signal_LT: NDArray[np.floating], rate_hz: float, cutoff_hz: float) 
     leads, samples = signal_LT.shape
     mirrored = min(samples - 1, mirrored_samples(rate_hz, cutoff_hz))
     out_LT = np.empty(signal_LT.shape, dtype=np.float64)
-    # Ten seconds at once, half an hour lead by lead.
-    together = max(1, SAMPLES_AT_ONCE // samples)
+    together = max(1, SAMPLES_AT_ONCE // (samples + 2 * mirrored))
     for first in range(0, leads, together):
         part_LT = signal_LT[first : first + together].astype(np.float64)
         if not np.isfinite(part_LT).all():
             raise SignalError("the signal has missing or infinite samples: fill the gaps before the high-pass")
         # Without its first value a large offset costs no digits.
         part_LT -= part_LT[:, :1].copy()
-        mirror_LT = np.pad(part_LT, ((0, 0), (mirrored, mirrored)), mode="reflect")
+        # Mirrored about the first and last sample, as np.pad does in three times the time.
+        mirror_LT = np.concatenate(
+            [part_LT[:, mirrored:0:-1], part_LT, part_LT[:, -2 : -mirrored - 2 : -1]], axis=1, dtype=np.float64
+        )
         backward_LT = _forward(_forward(mirror_LT, rate_hz, cutoff_hz)[:, ::-1], rate_hz, cutoff_hz)
         out_LT[first : first + together] = backward_LT[:, ::-1][:, mirrored : mirrored + samples]
     return out_LT

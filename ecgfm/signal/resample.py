@@ -62,7 +62,7 @@ def resample(signal: NDArray[np.floating], from_hz: float, to_hz: float) -> NDAr
     exact = ratio(from_hz, to_hz)
     up, down = exact.numerator, exact.denominator
     if up == down:
-        return signal.astype(np.float64)
+        return signal
     weights_KB, reach, step = _block(up, down)
     reached, outputs = weights_KB.shape
     samples = resampled_length(signal.shape[-1], from_hz, to_hz)
@@ -71,9 +71,12 @@ def resample(signal: NDArray[np.floating], from_hz: float, to_hz: float) -> NDAr
     behind = max((blocks - 1) * step + reached - reach - signal.shape[-1], 0)
     rows = signal.reshape(-1, signal.shape[-1])
     out = np.empty((len(rows), samples))
+    padded = np.empty(reach + rows.shape[-1] + behind)
+    frames = sliding_window_view(padded, reached)[::step][:blocks]
     for row, result in zip(rows, out, strict=True):
-        padded = np.pad(row, (reach, behind), mode="edge")
-        frames = sliding_window_view(padded, reached)[::step][:blocks]
+        padded[:reach] = row[0]
+        padded[reach : reach + len(row)] = row
+        padded[reach + len(row) :] = row[-1]
         result[:] = (np.ascontiguousarray(frames) @ weights_KB).ravel()[:samples]
     return out.reshape(*signal.shape[:-1], samples)
 

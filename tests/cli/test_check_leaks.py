@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ecgfm.databases.base import load_database
 from ecgfm.leads import LEADS
@@ -41,3 +42,10 @@ def test_a_copy_of_held_out_recordings_ends_with_status_1(
     assert "no leak" in clean.stdout and "not compared with PTB-XL" in clean.stdout
     doubled = command("tools/check_leaks.py", tmp_path / "mixture", tmp_path / "mixture", tmp_path / "georgia")
     assert doubled.returncode == 0 and "doubled" not in doubled.stdout
+
+
+@pytest.mark.parametrize("tool", ["tools/check_leaks.py", "tools/check_shards.py"])
+def test_no_folder_at_all_is_not_passed(tool: str, command: Command) -> None:
+    # So it comes of a pattern in a script that matches nothing.
+    done = command(tool)
+    assert done.returncode == 2 and "give one or more folders of shards" in done.stderr

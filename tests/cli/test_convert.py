@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -49,6 +51,10 @@ def test_the_lying_gain_is_caught_and_mended_only_on_request(tmp_path: Path, ecg
         (["georgia", "SOURCE", "OUT", "--workers", "0"], "--workers must be at least 1, got 0"),
         (["georgia", "SOURCE", "OUT", "--rate-hz", "0"], "--rate-hz must be native or 1 to 10000"),
         (["georgia", "SOURCE", "OUT", "--mend", "magic"], "--mend magic"),
+        (["georgia", "SOURCE", "OUT", "--min-s", "nan"], "--min-s must be 0 seconds or more, got nan"),
+        (["georgia", "SOURCE", "OUT", "--max-gap-s", "-1"], "--max-gap-s must be 0 seconds or more, got -1"),
+        (["georgia", "SOURCE", "OUT", "--segment-s", "0.5"], "--segment-s must be 2 seconds or more, got 0.5"),
+        (["georgia", "SOURCE", "OUT", "--max-refused", "7"], "--max-refused is a share from 0 to 1, got 7"),
         (["georgia", "SOURCE", "OUT", "--worker", "2"], "--workers"),
     ],
 )
@@ -75,25 +81,136 @@ def test_check_names_the_fault_and_fails(tmp_path: Path, training_shards: Path, 
     assert "1 of 1 folders have faults" in done.stderr
 
 
-def test_a_killed_conversion_leaves_no_half_shard_and_goes_on(
-    tmp_path: Path, write_challenge: Callable[..., Path], command: Command
-) -> None:
-    random = np.random.default_rng(0)
-    for number in range(1, 401):
-        write_challenge(tmp_path / "source", f"E{number:05d}", random.normal(0, 300, (12, 5000)).astype(np.int16))
-    words = ["tools/convert.py", "georgia", str(tmp_path / "source"), str(tmp_path / "out")]
-    words += ["--workers", "2", "--records-per-shard", "20"]
-    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, start_new_session=True)
-    while process.poll() is None and len(list((tmp_path / "out").glob("*.tar"))) < 3:
-        time.sleep(0.01)
-    assert process.poll() is None, "it was done before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "out" / "manifest.json").exists()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
-    done = command(*words)
+# Filter and rate make a record cost some ten milliseconds: time enough to be stopped.
+SLOW = ["--highpass-hz", "0.5", "--rate-hz", "257", "--records-per-shard", "8"]
+NUM_SHARDS = 18
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, write_challenge: Callable[..., Path]) -> Path:
+    """Return a folder of 144 records, of which every 24th must be refused."""
+    root = tmp_path_factory.mktemp("many")
+    generator = np.random.default_rng(0)
+    for number in range(1, 25):
+        signal_LT = generator.normal(0, 300, (12, 5000)) if number < 24 else np.zeros((12, 5000))
+        write_challenge(root, f"E{number:05d}", np.rint(signal_LT).astype(np.int16))
+    for number in range(25, 145):
+        old, new = f"E{(number - 1) % 24 + 1:05d}", f"E{number:05d}"
+        (root / f"{new}.mat").hardlink_to(root / f"{old}.mat")
+        (root / f"{new}.hea").write_text((root / f"{old}.hea").read_text().replace(old, new))
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, many: Path, command: Command) -> dict[str, str]:
+    """Return the hashes that a conversion has that nothing stops."""
+    out = tmp_path_factory.mktemp("whole")
+    done = command("tools/convert.py", "georgia", many, out, "--workers", "2", *SLOW)
     assert done.returncode == 0, done.stderr
-    reported = [path for path in before if path.stat().st_mtime_ns == before[path]]
-    assert len(reported) >= len(before) - 2  # one of each worker may have lacked its report
-    assert command("tools/check_shards.py", tmp_path / "out").returncode == 0
-    assert not list((tmp_path / "out").glob("*.tmp"))
+    assert command("tools/check_shards.py", out).returncode == 0
+    return hashes(out)
+
+
+def hashes(out: Path) -> dict[str, str]:
+    """Return the hash of every file for users; there is none that is half-written."""
+    files = [path for path in out.iterdir() if path.is_file() and path.name != ".lock"]
+    assert not list(out.rglob("*.tmp"))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def start(many: Path, out: Path, workers: int = 2) -> subprocess.Popen[str]:
+    """Start a conversion in a process group of its own, as a shell does."""
+    words = [sys.executable, "tools/convert.py", "georgia", str(many), str(out), "--workers", str(workers), *SLOW]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for_shards(process: subprocess.Popen[str], out: Path, number: int) -> None:
+    while process.poll() is None and len(list(out.glob("*.tar"))) < number:
+        time.sleep(0.002)
+    assert process.poll() is None, "it was done before it could be stopped"
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+def runs(pid: int) -> bool:
+    """Tell whether a process is there, and not only its exit status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_conversion_that_is_killed_again_and_again_ends_with_the_bytes_of_one_that_is_not(
+    tmp_path: Path, many: Path, whole: dict[str, str], command: Command
+) -> None:
+    out = tmp_path / "out"
+    moments = random.Random(0)
+    for _ in range(3):
+        process = start(many, out)
+        wait_for_shards(process, out, len(list(out.glob("*.tar"))) + moments.randint(1, 4))
+        time.sleep(moments.uniform(0, 0.1))  # somewhere inside a shard
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kept = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+        assert len(kept) < NUM_SHARDS and not (out / "manifest.json").exists()
+    done = command("tools/convert.py", "georgia", many, out, "--workers", "2", *SLOW)
+    assert done.returncode == 0, done.stderr
+    assert hashes(out) == whole and len(whole) == NUM_SHARDS + 2
+    # What was whole was not written again, but for the two that may have lacked their report.
+    assert sum(path.stat().st_mtime_ns != written for path, written in kept.items()) <= 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_ends_a_conversion_with_status_130_and_nothing_half_written(
+    tmp_path: Path, many: Path, whole: dict[str, str], workers: int
+) -> None:
+    out = tmp_path / "out"
+    process = start(many, out, workers)
+    wait_for_shards(process, out, 3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "stopped by Ctrl-C" in errors and "Traceback" not in errors
+    left = hashes(out)
+    assert left.items() < whole.items() and 3 <= len(left) < NUM_SHARDS
+
+
+def test_a_worker_that_is_killed_ends_the_command_with_a_message_and_not_for_ever(
+    tmp_path: Path, many: Path, whole: dict[str, str], command: Command
+) -> None:
+    out = tmp_path / "out"
+    process = start(many, out)
+    wait_for_shards(process, out, 3)
+    one, other = workers_of(process)
+    os.kill(one, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: a worker process was killed" in errors and "--workers" in errors and "Traceback" not in errors
+    assert not runs(other)
+    left = hashes(out)
+    assert left.items() < whole.items() and len(left) >= 3
+    assert command("tools/convert.py", "georgia", many, out, *SLOW).returncode == 0
+    assert hashes(out) == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_do_not_outlive_a_command_that_is_killed_alone(
+    tmp_path: Path, many: Path, number: signal.Signals
+) -> None:
+    # They would write beside the workers of the next call.
+    process = start(many, tmp_path / "out")
+    wait_for_shards(process, tmp_path / "out", 3)
+    workers = workers_of(process)
+    assert len(workers) == 2
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    until = time.monotonic() + 30
+    while any(map(runs, workers)) and time.monotonic() < until:
+        time.sleep(0.01)
+    outlived = [pid for pid in workers if runs(pid)]
+    for pid in outlived:
+        os.kill(pid, signal.SIGKILL)
+    assert not outlived

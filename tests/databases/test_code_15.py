@@ -23,6 +23,8 @@ from ecgfm.databases import code_15
 from ecgfm.databases.base import load_database
 from ecgfm.errors import DatabaseError, RecordError
 from ecgfm.record import Record, RecordRef
+from ecgfm.shards.writer import Options, convert
+from ecgfm.signal.canonical import Policy
 
 PUBLISHED = {
     "exam_id": "7", "age": "50", "is_male": "True", "nn_predicted_age": "51.5", "1dAVb": "False", "RBBB": "True",
@@ -347,3 +349,20 @@ def test_a_compressed_exam_that_cannot_be_decoded_is_refused_alone(
     assert caught.value.reason == "truncated" and "row 1" in caught.value.message
     for ref in (first, third):
         np.testing.assert_array_equal(database.read(ref).counts_LT, signals_LT[int(ref.record)])
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_an_infinite_sample_refuses_its_exam_alone(tmp_path: Path, signals_LT: Signals, value: float) -> None:
+    (first, signal_LT), (second, other_LT) = list(signals_LT.items())[:2]
+    damaged_LT = signal_LT.copy()
+    damaged_LT[3, 1000] = value
+    write_part(tmp_path / "exams_part0.hdf5", [(first, damaged_LT), (second, other_LT)])
+    rows = [PUBLISHED | {"exam_id": str(exam)} for exam in (first, second)]
+    with (tmp_path / "exams.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(PUBLISHED))
+        writer.writeheader()
+        writer.writerows(rows)
+    manifest = convert(
+        load_database("code-15"), tmp_path, tmp_path / "out", Options(signal=Policy(highpass_hz=0.5, min_s=5.0))
+    )
+    assert (manifest.kept, manifest.refused) == (1, {"signal-infinite": 1})

@@ -139,3 +139,12 @@ def test_age_and_sex_that_are_not_said_are_unknown(
     scipy.io.savemat(tmp_path / "A0001.mat", {"ECG": {**fields, "data": np.ones((12, 30))}})
     record = records(tmp_path)["A0001"]
     assert (record.age, record.sex) == (age, sex)
+
+
+def test_infinite_samples_are_refused(tmp_path: Path) -> None:
+    data = np.ones((12, 30))
+    data[2, 7] = np.inf
+    scipy.io.savemat(tmp_path / "A0001.mat", {"ECG": {"sex": "Male", "age": 1.0, "data": data}})
+    with pytest.raises(RecordError, match="infinite") as caught:
+        records(tmp_path)
+    assert caught.value.reason == "signal-infinite"

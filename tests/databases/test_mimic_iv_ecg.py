@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ecgfm.databases.base import load_database
 from ecgfm.errors import DatabaseError, RecordError
 from ecgfm.record import MISSING, Record
+from ecgfm.shards.writer import Options, convert
 
 LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")
 GENUINE = ("10000032", "40689238")
@@ -324,3 +325,14 @@ def test_the_download_brings_what_is_read(root: Path) -> None:
     assert download is not None
     for path in (path.relative_to(root) for path in root.rglob("*") if path.is_file()):
         assert any(fnmatch(str(path), pattern) for pattern in download.files), path
+
+
+def test_a_copy_that_was_moved_is_the_same_conversion(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    write_statements(root, {GENUINE[1]: ["Sinus rhythm"]})
+    out = tmp_path_factory.mktemp("out")
+    before = convert(load_database("mimic-iv-ecg"), root, out, Options())
+    moved = tmp_path_factory.mktemp("moved") / "copy"
+    root.rename(moved)
+    assert convert(load_database("mimic-iv-ecg"), moved, out, Options()) == before
+    (ref,) = load_database("mimic-iv-ecg").refs(moved)
+    assert load_database("mimic-iv-ecg").read(ref).labels == {"report": ("Sinus rhythm",)}

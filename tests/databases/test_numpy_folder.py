@@ -393,3 +393,31 @@ def test_an_archive_is_converted_and_the_good_records_are_kept(tmp_path: Path, e
     manifest = convert(load_database("numpy-folder"), root, tmp_path / "shards", Options())
     assert (manifest.title, manifest.seen, manifest.kept, manifest.patients) == ("Ward three", 6, 5, 3)
     assert manifest.refused == {"array-mismatch": 1}
+
+
+@pytest.mark.parametrize("item", [h5py.Empty("f8"), np.dtype("f8"), h5py.SoftLink("/nowhere")])
+def test_what_is_no_array_in_an_hdf5_file_is_refused_with_a_short_list(tmp_path: Path, item: object) -> None:
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file["item"] = item
+        for number in range(1000):
+            file[f"exam{number:04d}"] = 1.0
+    table(tmp_path, {"record": "a", "file": "all.h5", "dataset": "item"})
+    with pytest.raises(RecordError, match="has no array 'item' ") as caught:
+        records(tmp_path)
+    assert caught.value.reason == "array-unreadable" and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(("local", "central", "value"), [(6, 8, 1), (8, 10, 98)])
+def test_an_npz_that_cannot_be_unpacked_refuses_its_record(
+    real_LT: Signal, tmp_path: Path, local: int, central: int, value: int
+) -> None:
+    # A password's flag, and a packing that nobody writes, in both headers of a member.
+    np.savez(tmp_path / "a.npz", ecg=real_LT)
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[content.index(b"PK\3\4") + local] |= value
+    content[content.index(b"PK\1\2") + central] |= value
+    (tmp_path / "a.npz").write_bytes(content)
+    table(tmp_path, {"record": "a", "file": "a.npz", "dataset": "ecg"})
+    with pytest.raises(RecordError, match=r"a\.npz cannot be read") as caught:
+        records(tmp_path)
+    assert caught.value.reason == "array-unreadable"

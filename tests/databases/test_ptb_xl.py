@@ -181,3 +181,13 @@ def test_a_foreign_table_is_refused(tmp_path: Path) -> None:
 def test_the_folder_of_records_alone_is_refused_with_the_name_of_the_table(ecg_data: Path) -> None:
     with pytest.raises(DatabaseError, match=r"ptbxl_database\.csv does not exist"):
         list(load_database("ptb-xl").refs(ecg_data / "ptb-xl/records100"))
+
+
+def test_the_header_of_another_record_is_refused(copy: Path) -> None:
+    # Its signal would get this record's patient, labels and fold: a held-out recording could so be trained on.
+    write_table(copy)
+    folder = copy / "records100" / "00000"
+    shutil.copy(folder / "00002_lr.hea", folder / "00001_lr.hea")
+    with pytest.raises(RecordError, match=r"00001_lr\.hea is the header of record 00002_lr") as caught:
+        read_first(copy)
+    assert caught.value.reason == "header-misplaced"

@@ -58,3 +58,29 @@ def test_a_missing_table_or_column_is_named(tmp_path: Path) -> None:
     table.write_text("a,c\n")
     with pytest.raises(DatabaseError, match=r"no column b, d: it is not the table of Somebody"):
         list(rows(table, ("a", "b", "d"), "Somebody"))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("a,b\n1,2\n3,4\n", encoding="utf-8-sig")
+    found = list(rows(table, ("a", "b"), "nobody"))
+    assert [row.values for row in found] == [("1", "2"), ("3", "4")]
+    assert [row_at(table, row.byte) for row in found] == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a,b\nM\u00fcller,1\n".encode("latin-1"), "is not UTF-8 text .*save it as CSV in UTF-8"),
+        (b"a;b\n1;2\n", "semicolons or tabs for commas"),
+        (b"a\tb\n1\t2\n", "semicolons or tabs for commas"),
+        (b"", "no column a, b"),
+    ],
+)
+def test_a_table_that_a_spreadsheet_has_changed_is_named_with_the_fix(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    table = tmp_path / "table.csv"
+    table.write_bytes(content)
+    with pytest.raises(DatabaseError, match=words):
+        list(rows(table, ("a", "b"), "Somebody"))

@@ -193,6 +193,19 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, real_LT: Counts, fmt: str) 
     assert caught.value.reason in ("signal-unreadable", "header-signal-disagree")
 
 
+@pytest.mark.parametrize("fmt", ["8", "24", "311"])
+def test_a_header_that_announces_terabytes_is_refused_before_memory_is_asked_for(
+    tmp_path: Path, real_LT: Counts, fmt: str
+) -> None:
+    path = write_record(tmp_path, "a", real_LT // 64, fmt=fmt)
+    path.write_text(path.read_text().replace(" 500 ", " 500 10000000", 1))
+    with pytest.raises(
+        RecordError, match=r"a\.hea announces 100,000,00\d,\d00 samples of 12 signals in a\.dat"
+    ) as caught:
+        read(tmp_path, "a")
+    assert caught.value.reason == "header-signal-disagree"
+
+
 @pytest.mark.parametrize("fmt", ["24", "516"])
 def test_a_changed_sample_is_noticed_by_the_checksum(tmp_path: Path, real_LT: Counts, fmt: str) -> None:
     path = write_record(tmp_path, "a", real_LT, fmt=fmt)
