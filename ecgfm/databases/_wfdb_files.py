@@ -46,12 +46,14 @@ def read_counts(header: Header, folder: Path | str) -> NDArray[np.int16]:
         RecordError: `file-missing`, `truncated`, `header-malformed`, `header-signal-disagree`.
     """
     if all(spec.format == "16" for spec in header.signals):
+        groups = [tuple(group) for _, group in groupby(header.signals, key=lambda spec: spec.file_name)]
+        # Read, and found as long as announced, before memory is asked for: a damaged header may announce terabytes.
+        parts = [_read_format_16(os.path.join(folder, specs[0].file_name), specs, header.samples) for specs in groups]
         counts_LT = np.empty((len(header.signals), header.samples), dtype=np.int16)
         row = 0
-        for name, group in groupby(header.signals, key=lambda spec: spec.file_name):
-            specs = tuple(group)
-            counts_LT[row : row + len(specs)] = _read_format_16(os.path.join(folder, name), specs, header.samples).T
-            row += len(specs)
+        for part_TL in parts:
+            counts_LT[row : row + part_TL.shape[1]] = part_TL.T
+            row += part_TL.shape[1]
     else:
         counts_LT = _read_with_wfdb(header, Path(folder))
     _check_against_header(header, counts_LT)
@@ -111,6 +113,9 @@ def _read_with_wfdb(header: Header, folder: Path) -> NDArray[np.int16]:
     for spec in header.signals:
         if not (folder / spec.file_name).is_file():
             raise RecordError("file-missing", f"{folder / spec.file_name} does not exist")
+        # All these formats have a byte a sample or more.
+        if (folder / spec.file_name).stat().st_size < header.samples:
+            raise RecordError("truncated", f"{folder / spec.file_name} has fewer than the {header.samples:,} samples")
     import wfdb
 
     try:

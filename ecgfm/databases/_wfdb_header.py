@@ -29,7 +29,7 @@ from ecgfm.signal.units import millivolt_per
 _RECORD = re.compile(
     r"""(?P<name>[^\s/]+)(?P<segments>/\d+)?\s+(?P<signals>\d+)
     (?:\s+(?P<rate>[^\s/]+)(?:/\S*)?)?  # the counter frequency behind the slash is for analogue tapes
-    (?:\s+(?P<samples>\d+))?
+    (?:\s+(?P<samples>\d{1,12}))?
     (?:\s.*)?""",  # date and time
     re.VERBOSE,
 )
@@ -93,7 +93,7 @@ def find_files(root: Path, *endings: str) -> Iterator[Path]:
             continue
         visited.add(real)
         folders.sort()
-        yield from (Path(place, name) for name in sorted(files) if name.endswith(endings))
+        yield from (Path(place, name) for name in sorted(files) if name.endswith(endings) and name[0] != ".")
 
 
 def read_header(path: Path | str) -> Header:
@@ -206,11 +206,14 @@ def _form(form: str = "", gain: str = "", adc_zero: str = "") -> tuple[str, int,
     if gain and scale is None:
         raise ValueError(f"{gain!r} is not gain(baseline)/unit")
     zero = _whole(adc_zero, "ADC zero") if adc_zero else 0
+    baseline = int(scale["baseline"]) if scale and scale["baseline"] else zero
+    if abs(baseline) >= 2**31:
+        raise ValueError(f"baseline {baseline} is no count of a converter")
     return (
         parts["format"],
         int(parts["offset"] or 0),
         _finite(scale["gain"], "gain") if scale else 0.0,
-        int(scale["baseline"]) if scale and scale["baseline"] else zero,
+        baseline,
         (scale["unit"] if scale else None) or "mV",
     )
 

@@ -301,6 +301,8 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C, too, leaves nothing half-written
         temporary.unlink(missing_ok=True)
-        raise ShardError(f"{path} cannot be written: {error.strerror}") from error
+        if isinstance(error, OSError):
+            raise ShardError(f"{path} cannot be written: {error.strerror}") from error
+        raise

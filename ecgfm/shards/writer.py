@@ -176,8 +176,13 @@ def _resolved(options: Options, database: Database) -> Options:
 
 
 def _key(record: str) -> str:
-    """Return a name that WebDataset does not split: it cuts a file's name at its first dot."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", record)
+    """Return a name for a member: WebDataset cuts it at the first dot, and a tar's header holds a hundred bytes.
+
+    A name that has to be changed ends in a hash of itself, so that no two become one.
+    """
+    if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", record):
+        return record
+    return f"{re.sub('[^A-Za-z0-9_-]', '_', record)[-64:]}-{hashlib.sha256(record.encode()).hexdigest()[:8]}"
 
 
 def _check_same_conversion(
@@ -205,7 +210,12 @@ def _check_same_conversion(
         return
     changed = config.differences(config.read_json(path), now)
     if changed:
-        listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
+        listed = "; ".join(
+            "the records, or what the tables say of them, have changed"
+            if name == "records_sha256"
+            else f"{name} was {old!r}, now {new!r}"
+            for name, (old, new) in changed.items()
+        )
         raise ShardError(f"{out} holds another conversion ({listed}); give another folder, or delete this one")
 
 

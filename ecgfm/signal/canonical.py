@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfm.errors import ConfigError, LeadError, RecordError
+from ecgfm.errors import ConfigError, LeadError, RecordError, SignalError
 from ecgfm.leads import LEADS, arrange, derivable, positions
 from ecgfm.record import MISSING, Record
 from ecgfm.signal import gaps
@@ -129,7 +129,10 @@ def canonical(record: Record, policy: Policy) -> Canonical:
     exact = None
     if rate_hz == record.rate_hz and policy.highpass_hz is None and missing_LT is None and not derived:
         exact = _exact_counts(record, order)
-    signal_LT = None if exact else _computed(record, missing_LT, rate_hz, policy.highpass_hz)
+    try:
+        signal_LT = None if exact else _computed(record, missing_LT, rate_hz, policy.highpass_hz)
+    except SignalError as error:  # a rate without a ratio, say: the record is at fault, and the others are not
+        raise RecordError("not-computable", str(error)) from error
     samples = source_samples if signal_LT is None else signal_LT.shape[1]
     spans = cut(samples, rate_hz, segment_s=policy.segment_s, min_s=policy.min_s)
     segments: list[Segment] = []

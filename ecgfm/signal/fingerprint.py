@@ -108,8 +108,8 @@ def fingerprint(
     if rate_hz * BIN_S < 1:
         return ""
     counts_LT = counts_LT[:, : math.ceil(BINS * BIN_S * rate_hz) + 1]
-    starts, shares = edges = _edges(rate_hz, counts_LT.shape[1])
-    bins = len(starts) - 1
+    edges = _edges(rate_hz, counts_LT.shape[1])
+    bins = len(edges[0]) - 1
     if bins < 4:
         return ""
     weights_CL = _weights(tuple(leads)) * microvolt_per_count_L

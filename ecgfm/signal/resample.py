@@ -33,7 +33,7 @@ def ratio(from_hz: float, to_hz: float) -> Fraction:
         SignalError: A rate is not positive and finite, or the ratio is not a fraction of whole numbers
             up to 10,000.
     """
-    if not (0 < from_hz < 1e6 and 0 < to_hz < 1e6):
+    if not (1e-3 < from_hz < 1e6 and 1e-3 < to_hz < 1e6):
         raise SignalError(f"cannot resample from {from_hz} Hz to {to_hz} Hz; rates are in Hz, above 0")
     exact = Fraction(to_hz).limit_denominator(1_000_000) / Fraction(from_hz).limit_denominator(1_000_000)
     if max(exact.numerator, exact.denominator) > LARGEST_FACTOR:
