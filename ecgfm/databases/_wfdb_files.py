@@ -11,7 +11,6 @@ Shapes: L leads, T samples.
 
 from __future__ import annotations
 
-import os
 import struct
 from itertools import groupby
 from pathlib import Path
@@ -48,7 +47,7 @@ def read_counts(header: Header, folder: Path | str) -> NDArray[np.int16]:
     if all(spec.format == "16" for spec in header.signals):
         groups = [tuple(group) for _, group in groupby(header.signals, key=lambda spec: spec.file_name)]
         # Read, and found as long as announced, before memory is asked for: a damaged header may announce terabytes.
-        parts = [_read_format_16(os.path.join(folder, specs[0].file_name), specs, header.samples) for specs in groups]
+        parts = [_read_format_16(f"{folder}/{specs[0].file_name}", specs, header.samples) for specs in groups]
         counts_LT = np.empty((len(header.signals), header.samples), dtype=np.int16)
         row = 0
         for part_TL in parts:

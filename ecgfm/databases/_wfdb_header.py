@@ -11,6 +11,7 @@ Shapes: L leads.
 from __future__ import annotations
 
 import functools
+import io
 import math
 import os
 import re
@@ -177,21 +178,21 @@ def _signal(path: Path | str, row: str) -> SignalSpec:
     file_name, *fields = row.split(maxsplit=8)
     if "/" in file_name or file_name in (".", ".."):
         raise malformed(path, f"signal file {file_name!r} must lie beside the header")
+    form, gain, _, adc_zero, initial, checksum, _, name = fields + [""] * (8 - len(fields))
     try:
-        form = _form(*fields[:2], *fields[3:4])
         return SignalSpec(
             file_name,
-            *form,
-            _whole(fields[4], "initial value") if len(fields) > 4 else None,
-            _whole(fields[5], "checksum") if len(fields) > 5 else None,
-            fields[7].strip() if len(fields) > 7 else "",
+            *_form(form, gain, adc_zero),
+            _whole(initial, "initial value") if initial else None,
+            _whole(checksum, "checksum") if checksum else None,
+            name,
         )
     except ValueError as error:
         raise malformed(path, f"signal line {row!r}: {error}") from error
 
 
 @functools.lru_cache(maxsize=4096)
-def _form(form: str = "", gain: str = "", adc_zero: str = "") -> tuple[str, int, float, int, str]:
+def _form(form: str, gain: str, adc_zero: str) -> tuple[str, int, float, int, str]:
     """Return format, byte offset, gain, baseline and unit; the words are the same in most headers of a database.
 
     Raises:
@@ -247,8 +248,8 @@ def read_file(path: Path | str) -> bytes:
         RecordError: `file-missing`.
     """
     try:
-        # Without a buffer there is nothing to be copied twice.
-        with open(path, "rb", buffering=0) as file:
+        # Without a buffer, through which the bytes would be copied once more.
+        with io.FileIO(path) as file:
             return file.readall()
     except FileNotFoundError as error:
         raise RecordError("file-missing", f"{path} does not exist; copy or download it again") from error

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ecgfm.errors import ShardError
 from ecgfm.leads import LEADS
-from ecgfm.shards.manifest import MANIFEST, REFUSED, Manifest, Shard, read_manifest
+from ecgfm.shards.manifest import COUNTS, MANIFEST, REFUSED, Manifest, Shard, read_manifest
 from ecgfm.shards.report import FREE_TEXT, NOT_IN_STATISTICS, TEXT_SCHEMES
 
 ABOUT = {"record", "patient", "database", "rate_hz", "source_rate_hz", "microvolt_per_count", "start_s"}
@@ -67,7 +67,7 @@ class Recount:
     """Counts and averages what the shards hold."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, Counter[str]] = {name: Counter() for name in ("rates_hz", "flags", "derived", "mended")}
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTS}
         self._labels: dict[str, Counter[str]] = defaultdict(Counter)
         self._patients: set[str] = set()
         self._record = ""
@@ -89,6 +89,10 @@ class Recount:
         self._patients.add(facts["patient"] or f"record {facts['record']}")
         for name in ("derived", "mended"):
             self._counts[name].update(facts[name])
+        if facts["sex"] is not None:
+            self._counts["sex"][facts["sex"]] += 1
+        if facts["age"] is not None:
+            self._counts["ages"][f"{int(facts['age'])}"] += 1
         for scheme, codes in facts["labels"].items():
             self._labels[scheme].update({FREE_TEXT} if scheme in TEXT_SCHEMES and codes else set(codes))
 

@@ -10,21 +10,15 @@ Shapes: L leads, T samples.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import errno
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +39,7 @@ from ecgfm.shards.manifest import (
 )
 from ecgfm.shards.report import Sums
 from ecgfm.shards.tar import Place, TarWriter
+from ecgfm.shards.workers import run_all
 from ecgfm.signal.canonical import Canonical, Policy, canonical
 
 STATE = ".convert"
@@ -113,7 +108,11 @@ def convert(
         missing = [task for task in tasks if _finished(task) is None]
         ready = len(refs) - sum(len(task.refs) for task in missing)
         progress(ready, len(refs))
-        _write_all(missing, workers, lambda done: progress(ready + done, len(refs)))
+        try:
+            run_all(_write_shard, missing, workers, lambda done: progress(ready + done, len(refs)))
+        except BaseException:  # Ctrl-C, too: shards that are whole stay, the others are written next time
+            _remove_leftovers(out)
+            raise
         return _finish(database, tasks, out, options)
 
 
@@ -247,103 +246,6 @@ def _locked(out: Path) -> Iterator[None]:
                 f"another conversion is writing into {out}; wait for it, or give another folder"
             ) from error
         yield
-
-
-def _write_all(tasks: list[Task], workers: int, progress: Callable[[int], None]) -> None:
-    """Write the shards, in this process or in several."""
-    if workers <= 1 or len(tasks) <= 1:
-        done = 0
-        for task in tasks:
-            for _ in _write_shard(task):
-                done += 1
-                progress(done)
-        return
-    with _one_thread_each():
-        _write_in_workers(tasks, workers, progress)
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let processes that are started now compute on one thread: a thread a core for each of them is in the way."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _write_in_workers(tasks: list[Task], workers: int, progress: Callable[[int], None]) -> None:
-    """Write the shards in several processes.
-
-    Raises:
-        ShardError: Also when a process was killed.
-    """
-    context = multiprocessing.get_context("spawn")  # fork would copy the progress bar's thread in a bad moment
-    counter = context.Value("q", 0)
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(tasks)), mp_context=context, initializer=_start_worker, initargs=(counter,)
-    )
-    ahead = iter(tasks)
-    waiting: set[concurrent.futures.Future[None]] = set()
-    try:
-        while True:
-            # A few tasks ahead of the workers: each carries the references of its records.
-            for task in islice(ahead, 2 * workers - len(waiting)):
-                waiting.add(pool.submit(_write_shard_in_worker, task))
-            if not waiting:
-                break
-            done_now, waiting = concurrent.futures.wait(
-                waiting, timeout=0.2, return_when=concurrent.futures.FIRST_EXCEPTION
-            )
-            progress(counter.get_obj().value)  # without its lock, which a process that was killed may hold for ever
-            for future in done_now:
-                future.result()
-    except BaseException as error:
-        # Also Ctrl-C: shards that are whole stay, the others are written next time.
-        processes = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
-            process.join()
-        _remove_leftovers(tasks[0].out)
-        if isinstance(error, BrokenProcessPool):
-            raise ShardError(
-                "a worker process was killed, as the system does when memory runs out; finished shards are kept, "
-                "repeat with fewer --workers"
-            ) from error
-        raise
-    pool.shutdown()
-
-
-_COUNTER: Any = None
-
-
-def _start_worker(counter: Any) -> None:
-    """Share the count of records, leave Ctrl-C to the parent, and end with it."""
-    global _COUNTER
-    _COUNTER = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent was killed: nothing else tells it, and it would write beside the next call."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _write_shard_in_worker(task: Task) -> None:
-    for _ in _write_shard(task):
-        with _COUNTER.get_lock():
-            _COUNTER.value += 1
 
 
 def _write_shard(task: Task) -> Iterator[None]:

@@ -129,7 +129,7 @@ def fingerprint(
         return ""
     bits = np.zeros((len(SUMS), _SUM_BITS), dtype=bool)
     np.greater(change_CK, rounding, out=bits[:, : bins - 3])
-    return base64.b64encode(np.packbits(bits)).decode()
+    return base64.b64encode(np.packbits(bits).tobytes()).decode()
 
 
 def to_bytes(fingerprints: Sequence[str]) -> NDArray[np.uint8]:

@@ -342,7 +342,7 @@ def _power_line(
     if not len(high_L):
         return amplitude_LF, []
     below_HF, above_HF = np.split(_amplitudes(windows_LWn[high_L], beside_waves, mv), 2, axis=1)
-    line_HF = amplitude_LF[np.ix_(high_L, used)]
+    line_HF = amplitude_LF[high_L][:, used]
     stands_out_HF = (line_HF >= thresholds.line_mv) & (
         line_HF >= thresholds.line_ratio * np.maximum(below_HF, above_HF)
     )

@@ -58,7 +58,7 @@ def resample(signal: NDArray[np.floating], from_hz: float, to_hz: float) -> NDAr
     Returns:
         Shape (..., ceil(T * to_hz / from_hz)), float64; sample k is at time k / to_hz.
     """
-    signal = np.asarray(signal).astype(np.float64)
+    signal = np.array(signal, dtype=np.float64)
     exact = ratio(from_hz, to_hz)
     up, down = exact.numerator, exact.denominator
     if up == down:

@@ -25,6 +25,7 @@ from ecgfm.databases.base import Database, load_database
 from ecgfm.errors import RecordError
 from ecgfm.leads import LEADS
 from ecgfm.record import Record, RecordRef
+from ecgfm.shards import workers as shard_workers
 from ecgfm.shards import writer
 from ecgfm.shards.check import check_shards
 from ecgfm.shards.manifest import Manifest
@@ -358,11 +359,11 @@ class Unreadable(Database):
 def test_planning_takes_half_a_kilobyte_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[tuple[int, int]] = []
 
-    def write_nothing(tasks: list[Task], workers: int, progress: object) -> None:
+    def write_nothing(work: object, tasks: list[Task], workers: int, progress: object) -> None:
         planned.append((sum(len(task.refs) for task in tasks), tracemalloc.get_traced_memory()[1]))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "_write_all", write_nothing)
+    monkeypatch.setattr(writer, "run_all", write_nothing)
     tracemalloc.start()
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -384,7 +385,7 @@ class Threads(concurrent.futures.ThreadPoolExecutor):
         self.handed: list[concurrent.futures.Future[Any]] = []
         self.most = 0
         self.made.append(self)
-        writer._COUNTER = initargs[0]
+        shard_workers._COUNTER = initargs[0]
 
     def submit(self, *words: Any, **more: Any) -> concurrent.futures.Future[Any]:
         """Note what is not done yet."""
@@ -394,7 +395,7 @@ class Threads(concurrent.futures.ThreadPoolExecutor):
 
 
 def test_workers_are_handed_a_few_shards_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_COUNTER", None)
+    monkeypatch.setattr(shard_workers, "_COUNTER", None)
     monkeypatch.setattr(writer, "load_database", lambda name, mend: Unreadable())
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Threads)
     monkeypatch.setattr(Unreadable, "records", 60)
