@@ -24,6 +24,7 @@ from ecgfm.errors import ShardError
 from ecgfm.leads import LEADS
 from ecgfm.shards.manifest import COUNTS, MANIFEST, REFUSED, Manifest, Shard, read_manifest
 from ecgfm.shards.report import FREE_TEXT, NOT_IN_STATISTICS, TEXT_SCHEMES
+from ecgfm.shards.tar import array_header
 
 ABOUT = {"record", "patient", "database", "rate_hz", "source_rate_hz", "microvolt_per_count", "start_s"}
 LARGEST_MV = 200.0  # beyond any amplifier's range, offset included: a wrong scale
@@ -178,14 +179,16 @@ def _check_sample(
         return f"member {npy.name} is followed by {about.name}"
     raw = content[npy.offset_data : npy.offset_data + npy.size]
     text = content[about.offset_data : about.offset_data + about.size]
-    try:
-        counts = np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
-        facts = json.loads(text)
-    except (ValueError, EOFError) as error:
-        return f"sample {key} cannot be read: {error}"
     members = shard.members
-    if counts.dtype != np.dtype("<i2") or counts.shape != (len(LEADS), members.samples[number]):
-        return f"sample {key} is {counts.dtype} {counts.shape}, wanted int16 (12, {members.samples[number]})"
+    # The header is compared and not parsed: NumPy's parser evaluates what stands there, and fails in many ways.
+    header = array_header(len(LEADS), members.samples[number])
+    if not raw.startswith(header) or len(raw) != len(header) + 2 * len(LEADS) * members.samples[number]:
+        return f"sample {key} is not int16 of shape (12, {members.samples[number]}) as NumPy writes it"
+    counts = np.frombuffer(raw, "<i2", offset=len(header)).reshape(len(LEADS), -1)
+    try:
+        facts = json.loads(text)
+    except ValueError as error:
+        return f"sample {key} cannot be read: {error}"
     if not facts.keys() >= ABOUT:
         return f"sample {key} lacks {', '.join(sorted(ABOUT - facts.keys()))}"
     if hashlib.sha256(counts.tobytes()).hexdigest() != facts["sha256"]:

@@ -39,7 +39,7 @@ _TEMPLATE_SUM = sum(_TEMPLATE)
 
 
 @functools.lru_cache(maxsize=256)
-def _array_header(rows: int, samples: int) -> bytes:
+def array_header(rows: int, samples: int) -> bytes:
     """Return what stands before the numbers in a .npy file; NumPy pads it to a multiple of 64 bytes."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<i2", "fortran_order": False, "shape": (rows, samples)})
@@ -98,7 +98,7 @@ class TarWriter:
         numbers = counts_LT.data.cast("B")
         digest = hashlib.sha256(numbers).hexdigest()
         text = json.dumps({**about, "sha256": digest}, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-        array = _array_header(*counts_LT.shape)
+        array = array_header(*counts_LT.shape)
         size = len(array) + len(numbers)
         before = member_header(f"{key}.ecg.npy", size) + array
         between = _padding(size) + member_header(f"{key}.json", len(text))

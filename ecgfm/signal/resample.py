@@ -58,11 +58,11 @@ def resample(signal: NDArray[np.floating], from_hz: float, to_hz: float) -> NDAr
     Returns:
         Shape (..., ceil(T * to_hz / from_hz)), float64; sample k is at time k / to_hz.
     """
-    signal = np.array(signal, dtype=np.float64)
+    signal = np.asarray(signal).astype(np.float64)
     exact = ratio(from_hz, to_hz)
     up, down = exact.numerator, exact.denominator
     if up == down:
-        return signal
+        return signal.astype(np.float64, copy=False)
     weights_KB, reach, step = _block(up, down)
     reached, outputs = weights_KB.shape
     samples = resampled_length(signal.shape[-1], from_hz, to_hz)

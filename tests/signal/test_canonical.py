@@ -15,6 +15,7 @@ from ecgfm.errors import ConfigError, RecordError
 from ecgfm.leads import LEADS
 from ecgfm.record import MISSING, Counts, Record
 from ecgfm.signal.canonical import INTERPOLATED, LARGEST_COUNT, Canonical, Policy, Segment, canonical, quantise
+from ecgfm.signal.fingerprint import fingerprint
 from ecgfm.signal.highpass import highpass
 
 
@@ -75,6 +76,31 @@ def test_an_offset_is_taken_off_the_counts() -> None:
     shifted_LT = (counts_LT + offset_L[:, None]).astype(np.int16)
     form = form_of(record_of(shifted_LT, offset_counts=offset_L))
     np.testing.assert_array_equal(form.counts_LT, counts_LT)
+
+
+@given(
+    order=st.permutations(range(13)),
+    gain=st.sampled_from([1.0, 4.88, 0.1]),
+    offset=st.sampled_from([0, 7, -900]),
+    rate_hz=st.sampled_from([257.0, 400.0, 500.0]),
+    seed=st.integers(0, 1000),
+)
+def test_counts_that_are_kept_have_the_fingerprint_of_the_published_ones(
+    order: list[int], gain: float, offset: int, rate_hz: float, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    counts_LT = np.rint(random.normal(0, 10, (13, 2600)).cumsum(axis=1) + offset).astype(np.int16)
+    record = record_of(
+        counts_LT[order],
+        leads=tuple((*LEADS, "vx")[index] for index in order),
+        microvolt_per_count=np.array([gain if index < 12 else 7.0 for index in order]),
+        offset_counts=np.full(13, offset),
+        rate_hz=rate_hz,
+    )
+    form = form_of(record, rate_hz=None)
+    np.testing.assert_array_equal(form.counts_LT, counts_LT[:12] - offset)
+    assert len(form.content) == 64
+    assert form.content == fingerprint(record.counts_LT, record.leads, record.microvolt_per_count, rate_hz)
 
 
 def test_frank_leads_of_another_gain_do_not_cost_the_exact_counts() -> None:
