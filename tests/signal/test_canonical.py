@@ -80,7 +80,7 @@ def test_an_offset_is_taken_off_the_counts() -> None:
 
 @given(
     order=st.permutations(range(13)),
-    gain=st.sampled_from([1.0, 4.88, 0.1]),
+    gain=st.sampled_from([1.0, 2.44, 4.88]),
     offset=st.sampled_from([0, 7, -900]),
     rate_hz=st.sampled_from([257.0, 400.0, 500.0]),
     seed=st.integers(0, 1000),
