@@ -115,14 +115,15 @@ def canonical(record: Record, policy: Policy) -> Canonical:
         policy: What is done to it.
 
     Raises:
-        RecordError: `too-short`, `lead-missing`; or no segment could be kept, with the reason of the first:
+        RecordError: `too-short`, `lead-missing`, `lead-doubled`, `not-computable`; or no segment could be kept, with the reason of the first:
             `samples-missing`, `not-int16`, `all-leads-flat`, `implausible-amplitude`, or a flag of `policy.refuse`.
     """
     assert policy.highpass_hz != "database", "the writer puts the database's own filter"
     source_samples = record.counts_LT.shape[1]
-    seconds = source_samples / record.rate_hz
-    if seconds < policy.min_s:
-        raise RecordError("too-short", f"{seconds:.3g} s, wanted are at least {policy.min_s:g} s")
+    # Up to a sample short is as long as rounding lets it be, at 257.3 Hz or so; segments are cut likewise.
+    if source_samples <= policy.min_s * record.rate_hz - 1:
+        seconds = source_samples / record.rate_hz
+        raise RecordError("too-short", f"{seconds:.6g} s, wanted are at least {policy.min_s:g} s")
     derived, order = _layout(record.leads)
     missing_LT = _missing(record, order)
     rate_hz = record.rate_hz if policy.rate_hz is None else policy.rate_hz
@@ -167,12 +168,15 @@ def _layout(leads: tuple[str, ...]) -> tuple[tuple[str, ...], list[int]]:
     """Return the leads that must be derived, and where the others are, in canonical order; the same for a database.
 
     Raises:
-        RecordError: `lead-missing`.
+        RecordError: `lead-missing`, `lead-doubled`.
     """
+    reason = "lead-doubled"
     try:
-        derived, places = derivable(leads), positions(leads)
+        places = positions(leads)
+        reason = "lead-missing"
+        derived = derivable(leads)
     except LeadError as error:
-        raise RecordError("lead-missing", str(error)) from error
+        raise RecordError(reason, str(error)) from error
     return derived, [places[lead] for lead in LEADS if lead in places]
 
 

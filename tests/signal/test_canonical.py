@@ -297,6 +297,18 @@ def test_a_missing_chest_lead_is_refused() -> None:
     assert caught.value.reason == "lead-missing"
 
 
+def test_a_lead_that_is_named_twice_is_refused_as_such() -> None:
+    with pytest.raises(RecordError, match="V1 is named twice") as caught:
+        form_of(record_of(ecg_counts(), leads=(*LEADS[:11], "V1")))
+    assert caught.value.reason == "lead-doubled"
+
+
+def test_a_rate_that_cannot_be_resampled_refuses_the_record_alone() -> None:
+    with pytest.raises(RecordError, match=r"499\.9978") as caught:
+        form_of(record_of(ecg_counts(), rate_hz=499.9978))
+    assert caught.value.reason == "not-computable"
+
+
 def test_an_offset_that_leaves_int16_is_computed_instead_of_wrapped() -> None:
     counts_LT = ecg_counts()
     offset_L = np.full(12, 20_000, np.int64)
