@@ -363,3 +363,24 @@ def test_a_closed_folder_is_an_error_and_not_an_empty_one(tmp_path: Path) -> Non
 def test_lead_names_are_as_published(tmp_path: Path, write_challenge: Write) -> None:
     path = write_challenge(tmp_path, "E00001", np.zeros((12, 10), np.int16))
     assert lead_names(read_header(path)) == LEADS
+
+
+@pytest.mark.parametrize("form", ["16", "212"])
+def test_a_header_that_announces_terabytes_asks_for_none(tmp_path: Path, form: str) -> None:
+    (tmp_path / "x.dat").write_bytes(bytes(300))
+    header = header_of(tmp_path, f"x 2 500 900000000000\nx.dat {form} 200/mV\nx.dat {form} 200/mV\n")
+    with pytest.raises(RecordError) as caught:
+        read_counts(header, tmp_path)
+    assert caught.value.reason == "truncated"
+
+
+def test_a_baseline_of_twenty_digits_is_a_malformed_header(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="is no count of a converter") as caught:
+        header_of(tmp_path, "x 1 500 10\nx.dat 16 200(99999999999999999999)/mV\n")
+    assert caught.value.reason == "header-malformed"
+
+
+def test_hidden_files_that_a_copy_left_are_no_records(tmp_path: Path, write_challenge: Write) -> None:
+    path = write_challenge(tmp_path, "E00001", np.zeros((12, 10), np.int16))
+    (tmp_path / "._E00001.hea").write_bytes(b"\0\5\26\7")  # as macOS leaves on a foreign disk
+    assert list(find_headers(tmp_path)) == [path]
