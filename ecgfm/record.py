@@ -44,6 +44,11 @@ class RecordRef:
         """The header or file to read."""
         return Path(self.file)
 
+    @property
+    def folder(self) -> str:
+        """Where it lies; as text, since making a `Path` is a tenth of the time that reading a header takes."""
+        return self.file.rpartition("/")[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:

@@ -99,13 +99,13 @@ class Challenge2021(Database):
 
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`."""
-        header = read_named_header(ref.path)
+        header = read_named_header(ref.file)
         header, mended = self._mended(header)
         fields = comment_fields(header)
         return Record(
             record=ref.record,
             database=self.name(),
-            **signal_fields(header, ref.path.parent),
+            **signal_fields(header, ref.folder),
             age=age_years(fields.get("age", "")),
             sex=sex_of(fields.get("sex", "")),
             labels={"snomed": _codes(fields["dx"])} if "dx" in fields else {},

@@ -8,20 +8,18 @@ asked.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ecgfm.databases._wfdb_header import Header, read_header
 from ecgfm.errors import RecordError
 
 
-def read_named_header(path: Path | str) -> Header:
+def read_named_header(path: str) -> Header:
     """Read a `.hea` file whose record must be called as the file.
 
     Raises:
         RecordError: `file-missing`, `header-malformed`; `header-misplaced`: it is the header of another record.
     """
     header = read_header(path)
-    if header.record != Path(path).stem:
+    if header.record != path.rpartition("/")[2].removesuffix(".hea"):
         raise RecordError(
             "header-misplaced",
             f"{path} is the header of record {header.record}: files were exchanged or renamed; download it again",

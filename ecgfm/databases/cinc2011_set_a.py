@@ -72,9 +72,9 @@ class Cinc2011SetA(Database):
 
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`."""
-        header = read_named_header(ref.path)
+        header = read_named_header(ref.file)
         quality = ref.info["quality"]
-        fields = signal_fields(header, ref.path.parent)
+        fields = signal_fields(header, ref.folder)
         exchanged = _exchanged(fields["leads"], fields["counts_LT"], fields["microvolt_per_count"])
         if exchanged:
             fields["leads"] = exchanged

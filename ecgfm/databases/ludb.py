@@ -68,7 +68,7 @@ class Ludb(Database):
 
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`."""
-        header = read_named_header(ref.path)
+        header = read_named_header(ref.file)
         leads = lead_names(header)
         fields = comment_fields(header)
         start = header.comments.index("<diagnoses>:") if "<diagnoses>:" in header.comments else len(header.comments)
@@ -76,7 +76,7 @@ class Ludb(Database):
         return Record(
             record=ref.record,
             database=self.name(),
-            counts_LT=read_counts(header, ref.path.parent),
+            counts_LT=read_counts(header, ref.folder),
             leads=leads,
             microvolt_per_count=np.ones(len(leads)),
             offset_counts=np.zeros(len(leads), dtype=np.int64),

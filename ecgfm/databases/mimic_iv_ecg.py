@@ -107,11 +107,11 @@ class MimicIvEcg(Database):
 
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`. Also raises `table-malformed`."""
-        header = read_named_header(ref.path)
+        header = read_named_header(ref.file)
         return Record(
             record=ref.record,
             database=self.name(),
-            **signal_fields(header, ref.path.parent),
+            **signal_fields(header, ref.folder),
             patient=ref.info["patient"],
             age=age_years(ref.info.get("age", "")),
             sex=sex_of(ref.info.get("sex", "")),

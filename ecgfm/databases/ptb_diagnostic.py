@@ -69,14 +69,14 @@ class PtbDiagnostic(Database):
 
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`."""
-        header = read_named_header(ref.path)
+        header = read_named_header(ref.file)
         fields = comment_fields(header)
         reason = fields.get("reason for admission", "")
         home = ref.path.parent.name
         return Record(
             record=ref.record,
             database=self.name(),
-            **signal_fields(of_standard_leads(header), ref.path.parent),
+            **signal_fields(of_standard_leads(header), ref.folder),
             patient=home if re.fullmatch(r"patient\d{3}", home) else None,
             age=age_years(fields.get("age", "")),
             sex=sex_of(fields.get("sex", "")),

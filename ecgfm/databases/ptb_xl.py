@@ -88,13 +88,13 @@ class PtbXl(Database):
 
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`. Also raises `table-malformed`."""
-        header = read_named_header(ref.path)
+        header = read_named_header(ref.file)
         patient = _whole(ref.info["patient_id"])
         axis = ref.info["heart_axis"].strip()
         return Record(
             record=ref.record,
             database=self.name(),
-            **signal_fields(header, ref.path.parent),
+            **signal_fields(header, ref.folder),
             patient=None if patient is None else str(patient),
             age=age_years(ref.info["age"]),
             sex=_SEX.get(ref.info["sex"].strip().removesuffix(".0")),

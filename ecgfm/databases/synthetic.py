@@ -81,12 +81,12 @@ class Synthetic(Database):
 
     def read(self, ref: RecordRef) -> Record:
         """Read one record; see `Database.read`."""
-        header = read_header(ref.path)
+        header = read_header(ref.file)
         fields = comment_fields(header)
         return Record(
             record=ref.record,
             database=self.name(),
-            **signal_fields(header, ref.path.parent),
+            **signal_fields(header, ref.folder),
             patient=fields.get("patient"),
             age=age_years(fields.get("age", "")),
             sex=sex_of(fields.get("sex", "")),

@@ -107,7 +107,7 @@ class WfdbFolder(Database):
                 f"{TABLE} has no row for {ref.record}, so that its patient and split are not known; add a row, or move "
                 "the record out of the folder",
             )
-        header = read_header(ref.path)
+        header = read_header(ref.file)
         said = comment_fields(header)
         table = subject(ref.info)
         return Record(
