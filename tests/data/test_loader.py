@@ -258,5 +258,5 @@ def test_weights_draw_databases_as_often_as_they_say(tmp_path: Path, training_sh
     assert np.bincount(drawn).tolist() == [7500, 2500]
     with pytest.raises(ConfigError, match="says nothing of our-ward"):
         Loader(shards, **settings, seed=0, weights={"georgia": 1.0})
-    with pytest.raises(ConfigError, match="share of 0.0001"):
+    with pytest.raises(ConfigError, match=r"share of 0\.0001"):
         Loader(shards, **settings, seed=0, weights={"georgia": 0.9999, "our-ward": 0.0001})

@@ -90,7 +90,7 @@ def test_epochs_are_positions_by_share_and_size() -> None:
 def test_weights_are_read_and_mistakes_explained() -> None:
     assert parse_weights(("mimic-iv-ecg=0.7", "code-15=1e-1")) == {"mimic-iv-ecg": 0.7, "code-15": 0.1}
     for word in ("ptb", "ptb=", "=1", "ptb=x", "ptb=0", "ptb=-1", "ptb=nan", "ptb=inf"):
-        with pytest.raises(ConfigError, match="such as code-15=0.1"):
+        with pytest.raises(ConfigError, match=r"such as code-15=0\.1"):
             parse_weights((word,))
     with pytest.raises(ConfigError, match="twice"):
         parse_weights(("ptb=1", "ptb=2"))
