@@ -115,9 +115,9 @@ def canonical(record: Record, policy: Policy) -> Canonical:
         policy: What is done to it.
 
     Raises:
-        RecordError: `too-short`, `lead-missing`, `lead-doubled`, `not-computable`; or no segment could be kept, with the
-            reason of the first: `samples-missing`, `not-int16`, `all-leads-flat`, `implausible-amplitude`, or a flag
-            of `policy.refuse`.
+        RecordError: `too-short`, `lead-missing`, `lead-doubled`, `not-computable`; or no segment could be kept, with
+            the reason of the first: `samples-missing`, `not-int16`, `all-leads-flat`, `implausible-amplitude`, or a
+            flag of `policy.refuse`.
     """
     assert policy.highpass_hz != "database", "the writer puts the database's own filter"
     source_samples = record.counts_LT.shape[1]
