@@ -9,7 +9,7 @@ DATA ?=
 DATABASE ?= synthetic
 OUT ?= demo/$(DATABASE)
 
-.PHONY: demo test check fix golden setup clean
+.PHONY: demo test test-cluster check fix golden setup clean
 
 setup: $(READY)
 
@@ -26,6 +26,13 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# The scripts of slurm/ under a real Slurm of two nodes on this machine; some five minutes on two cores.
+test-cluster: $(READY)
+	@test "$$(id -u)" = 0 || { echo "test-cluster starts Slurm's daemons and needs root" >&2; exit 1; }
+	@for name in munged slurmctld slurmd sbatch; do PATH=$$PATH:/usr/sbin command -v $$name > /dev/null || \
+		{ echo "test-cluster needs $$name: apt-get install slurm-wlm munge" >&2; exit 1; }; done
+	ECGFM_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -39,6 +39,14 @@ class CheckpointError(EcgfmError):
     """A run folder or checkpoint that cannot be written, read, or continued."""
 
 
+class TrainingError(EcgfmError):
+    """A run that trained and must not go on: its loss is not finite, or its encoder has collapsed."""
+
+
+class RankError(EcgfmError):
+    """A rank that ended, died, or hangs, as the others see it."""
+
+
 class RecordError(EcgfmError, ValueError):
     """One record that is refused. The conversion goes on and counts it.
 

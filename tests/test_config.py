@@ -133,7 +133,7 @@ def test_what_the_settings_class_refuses_is_refused_when_read() -> None:
         (("optim", "clip_norm"), "none", r"run\.optim\.clip_norm: 'none' is not of type float"),
         (("resume",), 1, r"run\.resume: 1 is not of type bool"),
         (("engine", "precision"), "float16", r"run\.engine\.precision: 'float16' is none of 'bfloat16', 'float32'"),
-        (("engine", "zero_stage"), True, r"run\.engine\.zero_stage: True is none of 0, 1, 2"),
+        (("engine", "zero_stage"), True, r"run\.engine\.zero_stage: True is none of 0, 1, 2, 3"),
         (("optim", "betas"), [0.9], r"run\.optim\.betas: needs 2 values, got 1"),
         (("optim", "betas"), 0.9, r"run\.optim\.betas: 0\.9 is not a list"),
         (("optim", "betas"), [0.9, "x"], r"run\.optim\.betas\[1\]: 'x' is not of type float"),

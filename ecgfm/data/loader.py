@@ -105,10 +105,7 @@ class Loader:
 
     def read(self, position: int) -> Batch:
         """Return this rank's rows of the micro-batch that begins at `position`."""
-        first, last = position + self.rows[0], position + self.rows[1]
-        index = self.mixture.records(first, last)
-        room = self.shards.num_samples[index] - self.window_samples
-        starts = window_starts(self.seed, first, last, room)
+        index, starts = self.windows(position + self.rows[0], position + self.rows[1])
         shape = (len(index), len(LEADS), self.window_samples)
         signal_BLT = torch.empty(shape, dtype=torch.int16, pin_memory=self.pin_memory)
         copy_windows(self.shards, index, starts, signal_BLT.numpy())
@@ -117,6 +114,12 @@ class Loader:
             microvolt_per_count_B=torch.from_numpy(self.shards.microvolt_per_count[index]),
             database_B=torch.from_numpy(self.shards.folder_of[index]),
         )
+
+    def windows(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the record at each position of [first, last), and the sample that its window begins at."""
+        index = self.mixture.records(first, last)
+        room = self.shards.num_samples[index] - self.window_samples
+        return index, window_starts(self.seed, first, last, room)
 
 
 def usable_records(shards: Shards, window_samples: int, exclude_flags: Sequence[str] = ()) -> NDArray[np.int64]:

@@ -272,4 +272,7 @@ def _notes(manifests: Iterable[Manifest]) -> tuple[str, ...]:
     """Return what the folders given leave open."""
     if any(m.database == "ptb-xl" and any(s.split == "test" for s in m.shards) for m in manifests):
         return ()
-    return ("not compared with PTB-XL's validation and test folds: give its shards with --held-out",)
+    return (
+        "not compared with PTB-XL's validation and test folds: give its shards with --held-out (of a recipe: "
+        "--data.held-out)",
+    )

@@ -1,9 +1,10 @@
 """Checkpoints: whole or not there, and enough to go on bit for bit.
 
-`RUN/checkpoints/step-00001000/` holds DeepSpeed's own state in `engine/`, and for everybody else the
-published encoder as safetensors, the signal contract, and `state.json` (where the run stands, what it
-saw, the size and hash of every file). A folder is written under a temporary name and renamed when it is
-on the disk, so a name without `.tmp` is a whole checkpoint.
+`RUN/checkpoints/step-00001000/` holds weights and AdamW's state in `engine.safetensors`, whole, so that any
+number of ranks goes on from them, and for everybody else the published encoder as safetensors, the signal
+contract, and `state.json` (where the run stands, what it saw, the size and hash of every file). A folder is
+written under a temporary name and renamed when it is on the disk, so a name without `.tmp` is a whole
+checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from safetensors.torch import save_file
 
 from ecgfm import config
 from ecgfm.errors import CheckpointError, ConfigError, ShardError
+from ecgfm.objectives.base import Objective
 from ecgfm.shards.manifest import write_json
 from ecgfm.signal.contract import SignalContract
-from ecgfm.train.engine import Engine
+from ecgfm.train.engine import Engine, lost_rank
 
 CHECKPOINTS = "checkpoints"
 STATE = "state.json"
@@ -40,6 +42,7 @@ class State:
     records_seen: int
     """Position in the order of records."""
     world_size: int
+    """Ranks that wrote it."""
     fingerprint: str
     identity: dict[str, Any]
     """Settings that decide the weights; see `run.identity`."""
@@ -47,6 +50,8 @@ class State:
     """Facts of each folder of shards, for the model card."""
     versions: dict[str, str]
     last_metrics: dict[str, Any]
+    alarms: dict[str, Any] = field(default_factory=dict)
+    """What the alarms remember of the steps before."""
     files: dict[str, Any]
     """Bytes and SHA-256 of each file."""
 
@@ -79,15 +84,11 @@ def load(engine: Engine, folder: Path, state: State) -> None:
     """Continue from a checkpoint. All ranks must call it.
 
     Raises:
-        CheckpointError: A file is not the one that was written, or the run had another number of ranks.
+        CheckpointError: A file is not the one that was written, or cannot be read.
     """
     world = engine.world
     world.agree(_try(lambda: _verify(folder, state)) if world.rank == 0 else None)
-    if state.world_size != world.size:
-        raise CheckpointError(
-            f"{folder} was written by {state.world_size} ranks and this run has {world.size}: launch as many as before"
-        )
-    engine.load(folder)
+    world.agree(_try(lambda: engine.load(folder)))
 
 
 def read_state(folder: Path) -> State:
@@ -102,14 +103,19 @@ def read_state(folder: Path) -> State:
         raise CheckpointError(f"{folder} is damaged: {error}; delete it to go on from the one before") from error
 
 
+def needed_bytes(objective: Objective) -> int:
+    """Return about how much disk a checkpoint takes."""
+    # Float32: every weight, AdamW's two averages of the trained ones, and the published encoder once more.
+    everything = sum(weight.numel() * (3 if weight.requires_grad else 1) for weight in objective.parameters())
+    return 4 * (everything + sum(weight.numel() for weight in objective.published().parameters()))
+
+
 def _begin(engine: Engine, temporary: Path) -> None:
     """Make room: an empty folder, and enough space on the disk for what is coming."""
     if temporary.exists():
         shutil.rmtree(temporary)
     temporary.mkdir(parents=True)
-    weights = list(engine.objective.parameters())
-    # Float32: every weight once, those of the published encoder twice, AdamW's two averages and ZeRO's copy.
-    needed = 4 * sum(weight.numel() * (5 if weight.requires_grad else 2) for weight in weights)
+    needed = needed_bytes(engine.objective)
     free = shutil.disk_usage(temporary).free
     if free < needed:
         temporary.rmdir()
@@ -157,6 +163,8 @@ def _try(action: Any) -> Exception | None:
     except (CheckpointError, ShardError) as error:
         return error
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+        if lost_rank(error):
+            raise
         return CheckpointError(f"the checkpoint could not be written or read: {error}; those before it are whole")
     return None
 

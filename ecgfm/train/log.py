@@ -1,7 +1,7 @@
-"""What a run tells: a live line, metrics.jsonl and TensorBoard. Only rank 0 has one.
+"""What a run tells: a live line, metrics.jsonl, bad_steps.jsonl and TensorBoard. Only rank 0 has one.
 
-metrics.jsonl has a line for each logged step, flushed as it is written. A run that goes on from a
-checkpoint removes the lines after it first, so that each step stands there once.
+metrics.jsonl has a line for each logged step, bad_steps.jsonl one for each skipped step, flushed as they are written.
+A run that goes on from a checkpoint removes the lines after it first, so that each step stands there once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ecgfm.shards.manifest import write_bytes
 
 METRICS = "metrics.jsonl"
+BAD_STEPS = "bad_steps.jsonl"
 
 
 class RunLog:
@@ -31,10 +32,12 @@ class RunLog:
 
     def __init__(self, run: Path, first_step: int, last_step: int) -> None:
         self.console = Console()
-        self._path = run / METRICS
-        kept = [line for line in read_metrics(run) if line["step"] <= first_step]
-        write_bytes(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = self._path.open("a", encoding="utf-8")
+        for name in (METRICS, BAD_STEPS):
+            kept = [line for line in read_metrics(run, name) if line["step"] <= first_step]
+            if kept or (run / name).exists():
+                write_bytes(run / name, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._run = run
+        self._file = (run / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
         self._bar = Progress(
             TextColumn("step {task.completed:,.0f} of {task.total:,.0f}"),
@@ -60,18 +63,26 @@ class RunLog:
         self._bar.update(self._task, completed=step)
 
     def metrics(self, figures: dict[str, Any]) -> None:
-        """Write one line of metrics; `step` is among the figures."""
+        """Write one line of metrics; `step` is among the figures, and words are among them where there is an alarm."""
         self._file.write(json.dumps(figures) + "\n")
         self._file.flush()
         for name, value in figures.items():
-            if name != "step":
+            if isinstance(value, str):
+                self._board.add_text(name, value, figures["step"])
+            elif name != "step":
                 self._board.add_scalar(name, value, figures["step"])
-        shown = f"loss {figures['loss']:.4f}  lr {figures['lr']:.2e}  {figures['records_per_s']:,.0f} records/s"
+        loss = f"loss {figures['loss']:.4f}" if "loss" in figures else "no good step"
+        shown = f"{loss}  lr {figures['lr']:.2e}  {figures['records_per_s']:,.0f} records/s"
         self._bar.update(self._task, figures=shown)
         if not self.console.is_terminal:
             now, (then, first) = time.perf_counter(), self._began
             left = (self._last_step - figures["step"]) * (now - then) / max(figures["step"] - first, 1)
             self.say(f"step {figures['step']:,} of {self._last_step:,}  {shown}  {left:,.0f} s left")
+
+    def bad_step(self, line: dict[str, Any]) -> None:
+        """Write down a step that was skipped; `step` is in the line."""
+        with (self._run / BAD_STEPS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
         """End the live line and the files."""
@@ -80,9 +91,9 @@ class RunLog:
         self._board.close()
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics; a last line that a kill cut short is left out."""
-    path = run / METRICS
+def read_metrics(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics, or of its bad steps; a last line that a kill cut short is left out."""
+    path = run / name
     if not path.exists():
         return []
     lines = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,34 +13,34 @@ import torch
 from ecgfm import config
 from ecgfm.data.batch import Draws
 from ecgfm.data.loader import Loader
-from ecgfm.data.mixture import parse_weights
 from ecgfm.data.prepare import Prepare
 from ecgfm.errors import CheckpointError, ConfigError, EcgfmError
-from ecgfm.leads import LEADS
-from ecgfm.objectives.base import Objective, Progress, build_objective
-from ecgfm.rng import derive
-from ecgfm.shards.check import require_whole
-from ecgfm.shards.leaks import require_no_leak
+from ecgfm.objectives.base import Objective, Progress
 from ecgfm.shards.manifest import manifest_sha256, write_json
 from ecgfm.shards.reader import Shards
 from ecgfm.signal.contract import SignalContract
 from ecgfm.train import checkpoint
+from ecgfm.train.alarms import Watch
 from ecgfm.train.engine import Engine, World, end_world, start_world
 from ecgfm.train.log import RunLog
 from ecgfm.train.optim import build_optimizer, set_values
+from ecgfm.train.plan import check_data, dry_run, run_loader, run_objective, signal_contract
 from ecgfm.train.run import Run, check_run, check_same, identity
-from ecgfm.train.stop import Stop, stopping
+from ecgfm.train.stop import EX_INTERRUPTED, EX_REQUEUE, Stop, stopping
 
 RUN = "run.json"
 
 
 def train(run: Run) -> None:
-    """Run, or go on with, a pretraining run. All ranks must call it.
+    """Run, or go on with, a pretraining run, or print its plan. All ranks must call it.
 
     Raises:
         ConfigError: Settings that cannot work, or differ from the run in the folder.
         ShardError: Shards that are missing or damaged.
         CheckpointError: A checkpoint that cannot be written or continued.
+        RankError: Another rank ended, died, or hangs.
+        TrainingError: Too many bad steps, or alarms, in a row.
+        SystemExit: A signal ended the run before its last step; it was saved. The status is one of train/stop.py.
     """
     if not run.data.shards:
         raise ConfigError("--data.shards is missing: give one or more folders that tools/convert.py wrote")
@@ -50,39 +51,15 @@ def train(run: Run) -> None:
     found = _found(run)
     if found:
         check_same(found[1].identity, settings, run)
-    world = start_world()
+    if run.dry_run:
+        dry_run(run, shards, contract, found[1] if found else None)
+        return
+    world = start_world(run.engine.timeout_min)
     try:
-        _train(run, world, shards, contract, settings, found)
+        with world.naming_the_lost():
+            _train(run, world, shards, contract, settings, found)
     finally:
         end_world()
-
-
-def signal_contract(run: Run, shards: Shards) -> SignalContract:
-    """Return what the encoder will demand of a signal: the shards' rate, and their pooled mean and std."""
-    weight = torch.tensor([manifest.segments for manifest in shards.manifests], dtype=torch.float64)[:, None]
-    mean = torch.tensor([manifest.mean_mv for manifest in shards.manifests], dtype=torch.float64)
-    square = torch.tensor([manifest.std_mv for manifest in shards.manifests], dtype=torch.float64) ** 2 + mean**2
-    pooled = (weight * mean).sum(0) / weight.sum()
-    std = ((weight * square).sum(0) / weight.sum() - pooled**2).clamp(min=0.0).sqrt()
-    return SignalContract(
-        rate_hz=shards.rate_hz,
-        leads=LEADS,
-        mean_mv=tuple(pooled.tolist()),
-        std_mv=tuple(std.tolist()),
-        highpass_hz=_common_highpass(shards),
-        clip=run.data.clip,
-        window_samples=round(run.data.window_s * shards.rate_hz),
-    )
-
-
-def _common_highpass(shards: Shards) -> float | None:
-    """Return the filter that all shards went through.
-
-    Where only the databases that need one were filtered, as by default, the encoder asks for none: those were brought
-    to what the others are.
-    """
-    corners = {manifest.options["signal"]["highpass_hz"] for manifest in shards.manifests}
-    return corners.pop() if len(corners) == 1 else None
 
 
 def _found(run: Run) -> tuple[Path, checkpoint.State] | None:
@@ -103,24 +80,13 @@ def _train(
     settings: dict[str, Any],
     found: tuple[Path, checkpoint.State] | None,
 ) -> None:
-    notes, fault = _check_data(run) if world.rank == 0 else ((), None)
-    world.agree(fault)
+    leaks, fault = check_data(run) if world.rank == 0 else (None, None)
+    world.agree(fault, patient=True)
     start = found[1].step if found else 0
     position = found[1].records_seen if found else 0
-    loader = Loader(
-        shards,
-        window_samples=contract.window_samples,
-        batch_size=run.data.batch_size,
-        accumulation=run.engine.accumulation,
-        rank=world.rank,
-        world_size=world.size,
-        seed=run.seed,
-        position=position,
-        exclude_flags=run.data.exclude_flags,
-        weights=parse_weights(run.data.weights),
-        pin_memory=world.device.type == "cuda",
-    )
-    objective = _build(run, contract)
+    on_gpu = world.device.type == "cuda"
+    loader = run_loader(run, shards, contract, rank=world.rank, ranks=world.size, position=position, pin_memory=on_gpu)
+    objective = run_objective(run, contract)
     engine = Engine(
         run.engine,
         world,
@@ -134,7 +100,7 @@ def _train(
     world.agree(_write_settings(run, engine) if world.rank == 0 else None)
     log = RunLog(run.out, start, run.last_step) if world.rank == 0 else None
     if log:
-        for note in notes:
+        for note in leaks.notes if leaks else ():
             log.say(note)
         _introduce(log, run, world, loader, objective, config.fingerprint(settings), start)
     facts = {
@@ -144,12 +110,17 @@ def _train(
         "shards": _shard_facts(loader),
         "versions": checkpoint.versions(),
     }
+    watch = Watch(run.alarms, run.optim.warmup_steps, found[1].alarms if found else {})
     try:
         with stopping() as stop:
-            _steps(run, engine, loader, shards, contract, start, log, stop, facts)
+            _steps(run, engine, loader, shards, contract, start, watch, log, stop, facts)
     finally:
         if log:
             log.close()
+    # A launcher ends all ranks when the first one ends with a status: by then none may have anything left to do.
+    world.barrier()
+    if stop.status:
+        raise SystemExit(stop.status)
 
 
 def _steps(
@@ -159,6 +130,7 @@ def _steps(
     shards: Shards,
     contract: SignalContract,
     start: int,
+    watch: Watch,
     log: RunLog | None,
     stop: Stop,
     facts: dict[str, Any],
@@ -175,8 +147,8 @@ def _steps(
     step, saved, position = start, start, loader.position
     reason: str | None = None
     last_metrics: dict[str, Any] = {}
-    logged = start
-    total = torch.zeros((), device=world.device)
+    # Of the steps since the last logged one that were not skipped.
+    good, total = 0, torch.zeros((), device=world.device)
     timer = _Timer()
     batches = iter(loader)
     try:
@@ -185,37 +157,47 @@ def _steps(
             at = Progress(step=step, schedule_steps=run.optim.schedule_steps, measure=log_now)
             values = run.optim.values(step)
             set_values(engine.param_groups, values)
+            micro_losses = []
             for micro in range(run.engine.accumulation):
+                # Drawn for the whole step, of which these are rows: another accumulation draws the same.
+                before = micro * loader.micro_rows
                 draws = Draws(
                     seed=run.seed,
                     step=step,
-                    micro=micro,
-                    rows=loader.rows,
-                    all_rows=loader.micro_rows,
+                    micro=0,
+                    rows=(before + loader.rows[0], before + loader.rows[1]),
+                    all_rows=run.data.batch_size,
                     device=world.device,
                 )
                 batch = objective.views(prepare(next(batches).to(world.device)), draws)
                 losses = engine.forward(batch, at)
                 engine.backward(losses["loss"])
-                total += losses["loss"].detach() / run.engine.accumulation
+                micro_losses.append(losses["loss"].detach())
                 complete = engine.step()
             assert complete, "the engine and the loop count micro-batches differently"
-            values |= objective.after_step(at)
             step += 1
+            if engine.applied:
+                values |= objective.after_step(at)
+                watch.good_step()
+                good += 1
+                total += torch.stack(micro_losses).mean()
+            else:
+                _skip(world, loader, position, step, torch.stack(micro_losses), watch, log)
             position += run.data.batch_size
             timer.count += run.data.batch_size
             if log_now:
-                last_metrics = _gather(world, engine, losses, total / (step - logged), timer, step, values)
+                mean_loss = total / good if good else None
+                last_metrics = _gather(world, engine, losses, mean_loss, timer, step, values)
+                good = 0
                 total.zero_()
-                logged = step
-                if log:
-                    log.metrics(last_metrics)
+                _look(world, last_metrics, watch, log)
             if log:
                 log.advance(step)
             reason = stop.reason()
             stop_now = world.any(reason is not None)
             if stop_now or step % run.checkpoint_every == 0 or step == run.last_step:
                 state = {"step": step, "records_seen": position, "last_metrics": last_metrics, **facts}
+                state["alarms"] = watch.memory()
                 folder = checkpoint.save(engine, run.out, state, contract, run.keep_checkpoints)
                 saved = step
                 timer.pause()
@@ -226,8 +208,72 @@ def _steps(
     finally:
         batches.close()  # type: ignore[attr-defined]
     assert saved == step
+    if step < run.last_step:
+        stop.status = EX_INTERRUPTED if world.any(stop.interrupted()) else EX_REQUEUE
     if log and step < run.last_step:
         log.say(f"stopped at step {step:,} by {reason or 'another rank'}; the same command goes on from there")
+
+
+def _skip(
+    world: World,
+    loader: Loader,
+    position: int,
+    step: int,
+    micro_losses: torch.Tensor,
+    watch: Watch,
+    log: RunLog | None,
+) -> None:
+    """Write down the records of a step that was skipped. All ranks must call it.
+
+    They are those of the micro-batches whose loss is not finite; where all losses are, those of the whole step.
+
+    Raises:
+        TrainingError: It is one too many.
+    """
+    num_micro, rows = len(micro_losses), loader.rows[1] - loader.rows[0]
+    bad_MR = torch.zeros(num_micro, world.size)
+    bad_MR[:, world.rank] = (~torch.isfinite(micro_losses)).float().cpu()
+    bad = world.mean(bad_MR.flatten()).numpy() > 0
+    index, starts = loader.windows(position, position + rows * bad.size)
+    taken = np.repeat(bad if bad.any() else ~bad, rows)
+    records = []
+    for record, start in zip(index[taken].tolist(), starts[taken].tolist(), strict=True):
+        about = loader.shards.about(record)
+        # A long recording lies in the shards as segments; the window is told by its place in the recording.
+        first = round(about["start_s"] * about["rate_hz"]) + start
+        records.append({"database": about["database"], "record": about["record"], "start_sample": first})
+    what = "loss" if bad.any() else "gradient"
+    one = records[0]
+    error = watch.bad_step(step, f"{one['database']} {one['record']} from sample {one['start_sample']}")
+    if log:
+        log.bad_step({"step": step, "not_finite": what, "records": records})
+        log.say(f"step {step:,}: skipped, its {what} is not finite; its records are in bad_steps.jsonl")
+    if error:
+        world.barrier()
+        raise error
+
+
+def _look(world: World, figures: dict[str, Any], watch: Watch, log: RunLog | None) -> None:
+    """Write a logged step, with what is wrong. All ranks must call it.
+
+    Raises:
+        TrainingError: It has been wrong for too long.
+    """
+    before = watch.alarmed
+    alarms = watch.alarms(figures["step"], figures)
+    if watch.skipped:
+        figures["skipped_steps"] = watch.skipped
+    if alarms:
+        figures["alarm"] = "; ".join(alarms)
+    if log:
+        log.metrics(figures)
+        if alarms and not before:
+            log.say(f"step {figures['step']:,}: warning: {figures['alarm']}")
+        if before and not alarms:
+            log.say(f"step {figures['step']:,}: the alarm is over")
+    if error := watch.verdict(alarms):
+        world.barrier()
+        raise error
 
 
 class _Timer:
@@ -252,43 +298,24 @@ def _gather(
     world: World,
     engine: Engine,
     losses: dict[str, torch.Tensor],
-    mean_loss: torch.Tensor,
+    mean_loss: torch.Tensor | None,
     timer: _Timer,
     step: int,
     values: dict[str, float],
 ) -> dict[str, Any]:
-    """Return the figures of a logged step, as means over ranks; this waits for the device."""
+    """Return the figures of a logged step, as means over ranks; this waits for the device.
+
+    Those that are not finite, in a step that was skipped, are left out.
+    """
     figures = {"loss": losses["loss"], **losses}
     mean = world.mean(torch.stack([figure.detach().float() for figure in figures.values()]))
     named = dict(zip(figures, mean.tolist(), strict=True))
-    since_last = world.mean(mean_loss.reshape(1)).item()
-    named["loss"] = since_last
+    named["loss"] = math.nan if mean_loss is None else world.mean(mean_loss.reshape(1)).item()
     norm = engine.gradient_norm()
     if norm is not None:
         named["gradient_norm"] = norm
-    if not torch.isfinite(torch.tensor(since_last)):
-        raise CheckpointError(
-            f"the loss is {since_last} at step {step}: the run has diverged. Lower --optim.lr or set "
-            "--optim.clip-norm, and start again from the last checkpoint"
-        )
-    return {"step": step, **named, **values, "records_per_s": timer.rate()}
-
-
-def _build(run: Run, contract: SignalContract) -> Objective:
-    """Return the objective with weights that depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(run.seed, "weights"))
-        return build_objective(run.objective, run.encoder, contract.window_samples)
-
-
-def _check_data(run: Run) -> tuple[tuple[str, ...], Exception | None]:
-    """Return what to know of the run's records, and what forbids to train on them: damage, or a held-out record."""
-    try:
-        for folder in run.data.shards if run.data.verify else ():
-            require_whole(folder)
-        return require_no_leak(run.data.shards, run.data.held_out).notes, None
-    except EcgfmError as error:
-        return (), error
+    finite = {name: value for name, value in named.items() if math.isfinite(value)}
+    return {"step": step, **finite, **values, "records_per_s": timer.rate()}
 
 
 def _write_settings(run: Run, engine: Engine) -> Exception | None:

@@ -49,12 +49,16 @@ class Optim:
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ConfigError(f"--optim.clip-norm must be above 0, got {self.clip_norm}")
 
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the linear warm-up."""
+        return round(self.warmup_share * self.schedule_steps)
+
     def values(self, step: int) -> dict[str, float]:
         """Return `lr` and `weight_decay` of a step."""
-        warmup_steps = round(self.warmup_share * self.schedule_steps)
         rates = (self.lr_start, self.lr, self.lr_end)
         return {
-            "lr": warmup_cosine(step, self.schedule_steps, warmup_steps, *rates),
+            "lr": warmup_cosine(step, self.schedule_steps, self.warmup_steps, *rates),
             "weight_decay": cosine(step, self.schedule_steps, *self.weight_decay),
         }
 

@@ -14,7 +14,8 @@ from ecgfm.errors import ConfigError
 from ecgfm.objectives.base import Objective, objective_class
 from ecgfm.shards.leaks import PRETRAINING_SPLITS
 from ecgfm.shards.manifest import manifest_sha256
-from ecgfm.train.engine import EngineConfig
+from ecgfm.train.alarms import Alarms
+from ecgfm.train.engine import EngineConfig, read_extra
 from ecgfm.train.optim import Optim
 
 
@@ -64,6 +65,8 @@ class Run:
     """AdamW and its schedules."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Precision and how the work is spread."""
+    alarms: Alarms = field(default_factory=Alarms)
+    """When the run is not well: bad steps, collapse, spikes."""
     out: Path = Path()
     """Folder of the run: settings, checkpoints, metrics."""
     steps: int | None = None
@@ -80,11 +83,19 @@ class Run:
     """Steps between two checkpoints; one is always written at the end and on SIGTERM or Ctrl-C."""
     keep_checkpoints: int = 3
     """Checkpoints that are kept, the newest ones."""
+    dry_run: bool = False
+    """Check everything, print the plan of the run (sizes, steps, epochs, disk), and write and train nothing."""
+    ranks: int | None = None
+    """Of --dry-run: processes to plan for, 1 by default. Those of a run are the launcher's to say."""
 
     def __post_init__(self) -> None:
         for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.ranks is not None and (self.ranks < 1 or not self.dry_run):
+            raise ConfigError(
+                f"--ranks {self.ranks} must be at least 1, and is for --dry-run; a launcher sets it for a run"
+            )
         if self.steps is not None and not 1 <= self.steps <= self.optim.schedule_steps:
             raise ConfigError(
                 f"--steps {self.steps} must be 1 to --optim.schedule-steps {self.optim.schedule_steps}; "
@@ -98,7 +109,18 @@ class Run:
 
 
 # These say where, when and how often, and change no weight.
-FREE = ("out", "steps", "resume", "accept_change", "log_every", "checkpoint_every", "keep_checkpoints")
+FREE = (
+    "out",
+    "steps",
+    "resume",
+    "accept_change",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "alarms",
+    "dry_run",
+    "ranks",
+)
 FREE_DATA = ("shards", "held_out", "verify")  # the shards' content stands for their place
 
 
@@ -120,6 +142,8 @@ def identity(run: Run) -> dict[str, Any]:
     settings: dict[str, Any] = config.to_dict(run)
     kept = {name: value for name, value in settings.items() if name not in FREE}
     kept["data"] = {name: value for name, value in settings["data"].items() if name not in FREE_DATA}
+    kept["engine"] = {name: value for name, value in settings["engine"].items() if name != "timeout_min"}
+    kept["engine"]["extra"] = read_extra(run.engine)
     kept["data"]["content"] = [manifest_sha256(folder) for folder in run.data.shards]
     kept["data"]["splits"] = list(PRETRAINING_SPLITS)
     return kept

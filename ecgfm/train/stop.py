@@ -1,6 +1,7 @@
 """When to stop early: SIGTERM, SIGINT (Ctrl-C), SIGUSR1 (Slurm's warning), or a launcher that is gone.
 
-A signal interrupts nothing: the loop asks after each step, saves, and ends.
+A signal interrupts nothing: the loop asks after each step, saves, and ends. Every rank then ends with the same status:
+`EX_REQUEUE` tells a batch script to start the same command again, 130 that somebody did not want it any longer.
 """
 
 from __future__ import annotations
@@ -13,12 +14,19 @@ from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+EX_REQUEUE = 85
+"""Exit status of a run that was told to stop, saved, and has steps left."""
+EX_INTERRUPTED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C, which a shell would give too."""
 IMPATIENT = 3
 """Ctrl-C pressed as often ends the process at once."""
 
 
 class Stop:
     """Collects reasons to stop."""
+
+    status: int = 0
+    """Exit status of the run: not 0 when it ends before its last step."""
 
     def __init__(self) -> None:
         self._caught: list[int] = []
@@ -28,7 +36,7 @@ class Stop:
         """Remember a signal."""
         self._caught.append(number)
         if self._caught.count(signal.SIGINT) >= IMPATIENT:
-            os._exit(128 + signal.SIGINT)
+            os._exit(EX_INTERRUPTED)
 
     def reason(self) -> str | None:
         """Return why the run should stop, or None."""
@@ -39,6 +47,10 @@ class Stop:
             return "the end of the deepspeed command"
         return None
 
+    def interrupted(self) -> bool:
+        """Tell whether Ctrl-C was pressed; the deepspeed launcher adds a SIGTERM to it, before or after."""
+        return signal.SIGINT in self._caught
+
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Stop]:
@@ -48,9 +60,10 @@ def stopping() -> Iterator[Stop]:
     try:
         yield stop
     finally:
-        asked = stop.reason() is not None
+        asked = stop.status != 0 or stop.reason() is not None
         for number, handler in before.items():
-            # A launcher sends its signal more than once; the last must not turn a saved run into a failure.
+            # A launcher sends its signal more than once, and SIGTERM to all ranks when the first of them ends with
+            # a status: none of it must turn a saved run into a failure.
             signal.signal(number, signal.SIG_IGN if asked else handler)
 
 

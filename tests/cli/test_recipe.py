@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 RECIPE = "recipes/jepa_vit.py"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def test_a_run_leaves_settings_metrics_board_and_checkpoint(trained: Path) -> No
     assert {"loss", "target_std", "effective_rank", "lr", "momentum", "records_per_s"} <= last.keys()
     assert list((trained / "tensorboard").glob("events*"))
     files = {path.name for path in (trained / "checkpoints" / "step-00000002").iterdir()}
-    assert {"encoder.safetensors", "contract.json", "state.json", "engine"} <= files
+    assert {"encoder.safetensors", "contract.json", "state.json", "engine.safetensors"} <= files
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_a_run_is_repeated_from_its_file(
 def test_a_damaged_checkpoint_is_refused(trained: Path, tmp_path: Path, tiny: list[str], command: Command) -> None:
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", trained, run], check=True)
-    path = next((run / "checkpoints" / "step-00000002" / "engine").glob("*.pt"))
+    path = run / "checkpoints" / "step-00000002" / "engine.safetensors"
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
@@ -159,3 +162,64 @@ def test_a_run_does_not_start_on_records_that_are_held_out_elsewhere(
     assert done.returncode == 1
     assert "E00005" in done.stderr and "same recording" in done.stderr and "Traceback" not in done.stderr
     assert not (run / "checkpoints").exists()
+
+
+def test_a_dry_run_says_what_the_run_would_be_and_leaves_nothing(
+    trained: Path, tmp_path: Path, tiny: list[str]
+) -> None:
+    run = tmp_path / "run"
+    script = (
+        "import runpy, sys\n"
+        f"sys.argv = {[RECIPE, *tiny, '--dry-run', '--ranks', '2', '--out', str(run)]!r}\n"
+        "try:\n"
+        f"    runpy.run_path({RECIPE!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    assert 'deepspeed' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for words in (
+        "steps: 0 to 20 of schedules of 20",
+        "8 windows = 2 ranks x 4 x 1 micro-batches",
+        "windows: 160 of 10 s",
+        "georgia 30 records, 0.1 h of signal, 5.33 epochs",
+        "leaks: none among 30 records",
+    ):
+        assert words in done.stdout
+    assert not run.exists()
+    # What it says of parameters and of a checkpoint's bytes is what the run of the fixture has.
+    folder = trained / "checkpoints" / "step-00000002"
+    published = load_file(folder / "encoder.safetensors")
+    assert f"encoder {sum(weight.numel() for weight in published.values()):,} parameters" in done.stdout
+    real = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    planned = float(done.stdout.split("checkpoint: about ")[1].split()[0]) * 1e6
+    # Names and pickles of 70 tensors weigh much beside so small a model.
+    assert planned == pytest.approx(real, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--data.window-s", "9.9"], "are not filled by patches of 100"),
+        (["--data.batch-size", "7", "--ranks", "2"], "not a multiple of 2 ranks"),
+        (["--data.window-s", "20"], "30 are shorter than --data.window-s"),
+        (["--out", "/dev/null/run"], "/dev/null is no folder"),
+        (["--data.weights", "ptb-xl=1"], "--data.weights says nothing of georgia"),
+        (["--data.held-out", "/nowhere"], "/nowhere/manifest.json does not exist"),
+    ],
+)
+def test_a_dry_run_finds_what_a_run_would_be_refused_for(
+    words: list[str], expected: str, tmp_path: Path, tiny: list[str], command: Command
+) -> None:
+    done = command(RECIPE, *tiny, "--dry-run", "--out", tmp_path / "run", *words)
+    assert done.returncode == 1
+    assert expected in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
+
+
+def test_a_dry_run_of_a_run_that_goes_on_refuses_other_settings(
+    trained: Path, tiny: list[str], command: Command
+) -> None:
+    done = command(RECIPE, *tiny, "--dry-run", "--out", trained)
+    assert done.returncode == 0 and "steps: 2 to 20" in done.stdout, done.stderr
+    done = command(RECIPE, *tiny, "--dry-run", "--out", trained, "--optim.lr", "0.5")
+    assert done.returncode == 1 and "optim.lr was 0.001, is now 0.5" in done.stderr

@@ -1,0 +1,120 @@
+"""The scripts of slurm/ under a real Slurm: warned, preempted, cancelled; resumed to the bits of a whole run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.cluster.conftest import Slurm
+
+Start = Callable[..., "subprocess.Popen[str]"]
+STEPS = 60
+# A checkpoint a step takes longer than the step: there is time for a signal before the end.
+SLOW = ["--optim.schedule-steps", str(STEPS), "--checkpoint-every", "1"]
+
+
+def steps(run: Path) -> int:
+    return len((run / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_warned_and_preempted_run_on_two_nodes_ends_with_the_losses_of_a_whole_one(
+    tmp_path: Path, slurm: Slurm, start_recipe: Start, tiny: list[str], losses: Callable[[Path], list[float]]
+) -> None:
+    run, whole, log, whole_log = (tmp_path / name for name in ("run", "whole", "log", "whole.log"))
+    job = slurm.submit("pretrain.sbatch", log, "recipes/jepa_vit.py", *tiny, *SLOW, "--out", run, options="--nodes=2")
+    slurm.wait_for_steps(job, run, 3, log)
+    slurm("scancel", "--batch", "--signal=USR1", job)  # what --signal=B:USR1@120 sends before the end of the time
+    slurm.wait(job, "PENDING", log)
+    first = steps(run)
+    slurm.wait(job, "RUNNING", log)
+    slurm.wait_for_steps(job, run, first + 3, log)
+    urgent = slurm(
+        "sbatch",
+        "--parsable",
+        "--partition=urgent",
+        "--nodes=2",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap",
+        "sleep 1",
+    )
+    slurm.wait(urgent, "COMPLETED", log)
+    second = steps(run)
+    slurm.wait(job, "COMPLETED", log)
+    text = log.read_text()
+    assert 3 <= first < second < STEPS, text
+    for words in (
+        f"stopped at step {first} by SIGUSR1",
+        f"going on from step {first}",
+        f"stopped at step {second} by SIGTERM",
+        f"going on from step {second}",
+        "start 3, 2 ranks on n[1-2]",
+    ):
+        assert words in text, text
+    assert slurm.field(job, "Restarts") == "2"
+    assert start_recipe(2, *tiny, *SLOW[:2], "--out", whole, log=whole_log).wait(timeout=240) == 0
+    assert len(losses(run)) == STEPS and losses(run) == losses(whole)
+
+
+def test_a_run_that_is_requeued_by_hand_or_warned_while_it_starts_goes_on(
+    tmp_path: Path, slurm: Slurm, tiny: list[str], losses: Callable[[Path], list[float]]
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    # The script repeats the warning every two seconds, which is as many steps as fit into that.
+    words = ["recipes/jepa_vit.py", *tiny, *SLOW, "--optim.schedule-steps", "200", "--out", str(run)]
+    job = slurm.submit("pretrain.sbatch", log, *words, options="--ntasks-per-node=2")
+    slurm.wait(job, "RUNNING", log)
+    time.sleep(2)
+    slurm("scancel", "--batch", "--signal=USR1", job)  # long before the first step
+    slurm.wait(job, "PENDING", log)
+    assert 1 <= steps(run) < 200, log.read_text()
+    slurm.wait(job, "RUNNING", log)
+    slurm.wait_for_steps(job, run, steps(run) + 2, log)
+    slurm("scontrol", "requeue", job)
+    slurm.wait(job, "PENDING", log)
+    slurm.wait(job, "COMPLETED", log)
+    assert len(losses(run)) == 200
+    assert json.loads((run / "checkpoints" / "step-00000200" / "state.json").read_text())["world_size"] == 2
+
+
+def test_a_cancelled_run_saves_and_stays_cancelled(tmp_path: Path, slurm: Slurm, tiny: list[str]) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    job = slurm.submit("pretrain.sbatch", log, "recipes/jepa_vit.py", *tiny, *SLOW, "--out", run)
+    slurm.wait_for_steps(job, run, 3, log)
+    slurm("scancel", job)
+    slurm.wait(job, "CANCELLED", log)
+    stopped = steps(run)
+    time.sleep(3)
+    assert slurm.field(job, "JobState") == "CANCELLED"
+    assert slurm.field(job, "Restarts") == "0"
+    assert (run / "checkpoints" / f"step-{stopped:08d}").is_dir(), log.read_text()
+
+
+def test_a_run_that_fails_is_not_started_again(tmp_path: Path, slurm: Slurm, tiny: list[str]) -> None:
+    log = tmp_path / "log"
+    words = ["recipes/jepa_vit.py", *tiny, "--data.window-s", "9.9", "--out", str(tmp_path / "run")]
+    job = slurm.submit("pretrain.sbatch", log, *words, options="--ntasks-per-node=2")
+    slurm.wait(job, "FAILED", log)
+    assert slurm.field(job, "ExitCode") == "1:0" and "are not filled by patches" in log.read_text()
+    job = slurm.submit("pretrain.sbatch", tmp_path / "other", "recipes/nothing.py")
+    slurm.wait(job, "FAILED", tmp_path / "other")
+    assert "must be a recipe" in (tmp_path / "other").read_text()
+
+
+def test_an_array_job_converts_a_database_a_task(tmp_path: Path, slurm: Slurm, training_shards: Path) -> None:
+    data, out, log = tmp_path / "data", tmp_path / "shards", tmp_path / "log"
+    data.mkdir()
+    (data / "georgia").symlink_to(training_shards.parent / "georgia")
+    words = [str(data), str(out), "georgia", "nothing"]
+    job = slurm.submit("convert.sbatch", Path(f"{log}-%a"), *words, options="--array=0-2")
+    slurm.wait(f"{job}_0", "COMPLETED", Path(f"{log}-0"))
+    slurm.wait(f"{job}_1", "FAILED", Path(f"{log}-1"))
+    slurm.wait(f"{job}_2", "FAILED", Path(f"{log}-2"))
+    assert (out / "georgia" / "manifest.json").is_file()
+    assert "nothing" in Path(f"{log}-1").read_text()
+    assert "--array=0-1" in Path(f"{log}-2").read_text()
