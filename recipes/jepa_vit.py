@@ -26,7 +26,7 @@ from dataclasses import replace
 from ecgfm.config import cli, run_command
 from ecgfm.encoders import vit
 from ecgfm.objectives.jepa import JEPA
-from ecgfm.train.engine import EngineConfig
+from ecgfm.train.engine_config import EngineConfig
 from ecgfm.train.loop import train
 from ecgfm.train.optim import Optim
 from ecgfm.train.run import Data, Run

@@ -21,7 +21,7 @@ from ecgfm.encoders.base import Encoder
 from ecgfm.encoders.vit import ViT
 from ecgfm.errors import ConfigError
 from ecgfm.objectives.jepa import JEPA
-from ecgfm.train.engine import EngineConfig
+from ecgfm.train.engine_config import EngineConfig
 from ecgfm.train.optim import Optim
 from ecgfm.train.run import Data, Run
 

@@ -36,7 +36,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "pandas": ("databases/",),
     "requests": ("databases/_download_http.py",),
     "scipy": ("signal/highpass.py",),
-    "deepspeed": ("train/engine.py", "train/checkpoint.py"),
+    "deepspeed": ("train/engine.py", "train/world.py", "train/checkpoint.py"),
     "huggingface_hub": ("hub/",),
     "tyro": ("config.py",),
 }

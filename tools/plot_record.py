@@ -102,7 +102,7 @@ def _blocks(seconds: float, settings: PlotRecord) -> list[tuple[float, float]]:
     """Return hidden blocks in seconds, drawn as in pretraining."""
     tokens = int(seconds / TOKEN_S)
     hidden = round(settings.hidden_share * tokens)
-    draws = Draws(seed=settings.seed, step=0, micro=0, rows=(0, 1), all_rows=1, device=torch.device("cpu"))
+    draws = Draws(seed=settings.seed, step=0, rows=(0, 1), all_rows=1, device=torch.device("cpu"))
     mask = hide_blocks(draws, 1, tokens, hidden, min(MIN_BLOCK, hidden))[0].numpy()
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
     return [(float(first) * TOKEN_S, float(last) * TOKEN_S) for first, last in list(pairwise(edges))[::2]]

@@ -38,32 +38,29 @@ class Batch:
 
 
 class Draws:
-    """Random numbers of one micro-batch over all ranks, of which this rank sees its rows.
+    """Random numbers of one optimizer step over all ranks and micro-batches, of which this micro-batch sees its rows.
 
-    The numbers of a row depend on (seed, step, micro-batch, row) and not on the rank that holds it, so
-    two ranks with 8 rows draw what one rank with 16 rows draws. Every rank generates all rows; at 100
-    numbers a row this is nothing beside the step.
+    The numbers of a row depend on (seed, step, row) and not on the rank or the micro-batch that holds it, so two
+    ranks with 8 rows draw what one rank with 16 rows draws. Every rank generates all rows; at 100 numbers a row
+    this is nothing beside the step.
 
     Args:
         seed: The run's seed.
         step: Optimizer step.
-        micro: Micro-batch within the step.
-        rows: This rank's rows, [first, last).
-        all_rows: Rows of the micro-batch over all ranks.
+        rows: This micro-batch's rows on this rank, [first, last).
+        all_rows: Rows of the step.
         device: Where the numbers are wanted.
     """
 
-    def __init__(
-        self, *, seed: int, step: int, micro: int, rows: tuple[int, int], all_rows: int, device: torch.device
-    ) -> None:
-        self._key = (seed, step, micro)
+    def __init__(self, *, seed: int, step: int, rows: tuple[int, int], all_rows: int, device: torch.device) -> None:
+        self._key = (seed, step)
         self._rows = rows
         self._all_rows = all_rows
         self._device = device
 
     def _generator(self, purpose: str) -> torch.Generator:
-        seed, step, micro = self._key
-        return torch.Generator(self._device).manual_seed(derive(seed, purpose, step, micro))
+        seed, step = self._key
+        return torch.Generator(self._device).manual_seed(derive(seed, purpose, step))
 
     def rows(self, purpose: str, *shape: int) -> Tensor:
         """Return uniform numbers in [0, 1), shape (B, *shape), float64, different in each row."""
@@ -74,5 +71,5 @@ class Draws:
 
     def shared(self, purpose: str) -> float:
         """Return one uniform number in [0, 1), the same on every rank. It costs no device a wait."""
-        seed, step, micro = self._key
-        return derive(seed, purpose, step, micro) / 2**63
+        seed, step = self._key
+        return derive(seed, purpose, step) / 2**63

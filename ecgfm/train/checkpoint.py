@@ -24,7 +24,8 @@ from ecgfm.errors import CheckpointError, ConfigError, ShardError
 from ecgfm.objectives.base import Objective
 from ecgfm.shards.manifest import write_json
 from ecgfm.signal.contract import SignalContract
-from ecgfm.train.engine import Engine, lost_rank
+from ecgfm.train.engine import Engine
+from ecgfm.train.world import lost_rank
 
 CHECKPOINTS = "checkpoints"
 STATE = "state.json"

@@ -27,7 +27,7 @@ from ecgfm.shards.leaks import LeakReport, require_no_leak
 from ecgfm.shards.reader import Shards
 from ecgfm.signal.contract import SignalContract
 from ecgfm.train import checkpoint
-from ecgfm.train.engine import deepspeed_settings
+from ecgfm.train.engine_config import deepspeed_settings
 from ecgfm.train.run import Run
 
 

@@ -15,7 +15,7 @@ from ecgfm.objectives.base import Objective, objective_class
 from ecgfm.shards.leaks import PRETRAINING_SPLITS
 from ecgfm.shards.manifest import manifest_sha256
 from ecgfm.train.alarms import Alarms
-from ecgfm.train.engine import EngineConfig, read_extra
+from ecgfm.train.engine_config import EngineConfig, read_extra
 from ecgfm.train.optim import Optim
 
 

@@ -13,8 +13,8 @@ from ecgfm.data.batch import Batch, Draws
 CPU = torch.device("cpu")
 
 
-def draws(first: int = 0, last: int = 16, *, seed: int = 0, step: int = 0, micro: int = 0, all_rows: int = 16) -> Draws:
-    return Draws(seed=seed, step=step, micro=micro, rows=(first, last), all_rows=all_rows, device=CPU)
+def draws(first: int = 0, last: int = 16, *, seed: int = 0, step: int = 0, all_rows: int = 16) -> Draws:
+    return Draws(seed=seed, step=step, rows=(first, last), all_rows=all_rows, device=CPU)
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 16])
@@ -36,11 +36,11 @@ def test_shared_is_the_same_on_all_ranks_and_in_0_to_1() -> None:
     assert 0 <= values.pop() < 1
 
 
-def test_seeds_steps_micro_batches_and_purposes_have_numbers_of_their_own() -> None:
-    keys = list(itertools.product((0, 1), (0, 1), (0, 1), ("noise", "shift")))
+def test_seeds_steps_and_purposes_have_numbers_of_their_own() -> None:
+    keys = list(itertools.product((0, 1), (0, 1), ("noise", "shift")))
     rows, shared = set(), set()
-    for seed, step, micro, purpose in keys:
-        here = draws(seed=seed, step=step, micro=micro)
+    for seed, step, purpose in keys:
+        here = draws(seed=seed, step=step)
         rows |= set(here.rows(purpose, 4).flatten().tolist())
         shared.add(here.shared(purpose))
     assert len(rows) == len(keys) * 64

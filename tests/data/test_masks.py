@@ -29,7 +29,7 @@ FIGURES: tuple[Callable[[Runs], int], ...] = (
 
 
 def draws(first: int, last: int, *, step: int = 0, all_rows: int | None = None) -> Draws:
-    return Draws(seed=3, step=step, micro=0, rows=(first, last), all_rows=all_rows or last, device=CPU)
+    return Draws(seed=3, step=step, rows=(first, last), all_rows=all_rows or last, device=CPU)
 
 
 def hide(rows: int, tokens: int, hidden: int, min_block: int, step: int = 0) -> torch.Tensor:

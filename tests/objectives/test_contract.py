@@ -43,7 +43,7 @@ def views(objective: Objective, step: int = 0, rows: tuple[int, int] = (0, ROWS)
         microvolt_per_count_B=torch.ones(last - first),
         database_B=torch.zeros(last - first, dtype=torch.int64),
     )
-    draws = Draws(seed=0, step=step, micro=0, rows=rows, all_rows=ROWS, device=torch.device("cpu"))
+    draws = Draws(seed=0, step=step, rows=rows, all_rows=ROWS, device=torch.device("cpu"))
     return objective.views(batch, draws)
 
 

@@ -42,7 +42,7 @@ def build(settings: JEPA.Config = SETTINGS, spread: float = 0.2) -> JEPA:
 
 
 def draws(step: int = 0, rows: tuple[int, int] = (0, ROWS), all_rows: int = ROWS) -> Draws:
-    return Draws(seed=5, step=step, micro=0, rows=rows, all_rows=all_rows, device=torch.device("cpu"))
+    return Draws(seed=5, step=step, rows=rows, all_rows=all_rows, device=torch.device("cpu"))
 
 
 def batch(rows: int = ROWS, samples: int = WINDOW) -> Batch:

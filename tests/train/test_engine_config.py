@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ecgfm.errors import ConfigError
-from ecgfm.train.engine import EngineConfig, deepspeed_settings
+from ecgfm.train.engine_config import EngineConfig, deepspeed_settings
 
 
 def given(folder: Path, content: Any) -> dict[str, Any]:

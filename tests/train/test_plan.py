@@ -15,7 +15,7 @@ from ecgfm.objectives.base import Objective
 from ecgfm.objectives.jepa import JEPA
 from ecgfm.shards.leaks import LeakReport, require_no_leak
 from ecgfm.shards.reader import Shards
-from ecgfm.train.engine import EngineConfig
+from ecgfm.train.engine_config import EngineConfig
 from ecgfm.train.optim import Optim, build_optimizer
 from ecgfm.train.plan import dry_run, plan, run_loader, run_objective, signal_contract, sizes
 from ecgfm.train.run import Data, Run

@@ -1,0 +1,188 @@
+"""The ranks of a run: who they are, what they agree on, and what is said when one is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import distributed_c10d
+
+from ecgfm.errors import CheckpointError, RankError
+
+RENDEZVOUS = timedelta(minutes=30)
+"""How long the first rank waits for the last to start."""
+ALONE = timedelta(days=1)
+"""How long the ranks wait for what one of them does alone before training, such as reading all shards."""
+ROLL_CALL_S = 10
+"""Seconds in which a rank that still runs answers, when another is missing."""
+
+
+@dataclass
+class World:
+    """This process among all of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup
+    """A group on the CPU, for flags that must not make a device wait."""
+    patient: dist.ProcessGroup
+    """A group on the CPU that waits for a day."""
+    roll_call: dist.ProcessGroup
+    """A group on the CPU that is used once, when a rank is missing."""
+    hosts: tuple[str, ...]
+    """The machine of each rank."""
+    step: int = 0
+    """The step that is being done, for messages."""
+
+    def any(self, flag: bool) -> bool:
+        """Tell whether a flag is set on any rank. All ranks must call it."""
+        value = torch.tensor(int(flag))
+        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(value.item())
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean over ranks of a vector. All ranks must call it."""
+        values = values.detach().double().cpu()
+        dist.all_reduce(values, group=self.control)
+        return values / self.size
+
+    def agree(self, error: Exception | None, *, patient: bool = False) -> None:
+        """Raise on every rank when one has failed, so that none waits for it. All ranks must call it.
+
+        Args:
+            error: What went wrong on this rank.
+            patient: One rank was busy alone, which may have taken longer than `--engine.timeout-min`.
+        """
+        messages: list[str | None] = [None] * self.size
+        group = self.patient if patient else self.control
+        dist.all_gather_object(messages, str(error) if error else None, group=group)
+        if error:
+            raise error
+        for rank, message in enumerate(messages):
+            if message:
+                raise CheckpointError(f"rank {rank}: {message}")
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier(group=self.control)
+
+    @contextlib.contextmanager
+    def naming_the_lost(self) -> Iterator[None]:
+        """Turn what a collective says when a rank is gone into who is gone, where and when. All ranks must enter it.
+
+        Raises:
+            RankError: A rank ended, died, or hung for longer than `--engine.timeout-min`.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not lost_rank(error):
+                raise
+            raise RankError(f"{self._roll_call()}; the same command goes on from the last checkpoint") from error
+
+    def _roll_call(self) -> str:
+        here = f"seen by rank {self.rank} on {self.hosts[self.rank]} in step {self.step + 1:,}"
+        # The first rank asks, and ends. The others wait for as long as their group does, whatever they say here: twice
+        # that time, so that they see it end unless it is the one.
+        wait = timedelta(seconds=ROLL_CALL_S)
+        try:
+            dist.monitored_barrier(group=self.roll_call, timeout=wait, wait_all_ranks=True)
+        except RuntimeError as error:
+            if found := re.search(r"Ranks ([\d, ]+) failed to pass", str(error)):
+                ranks = [int(rank) for rank in found[1].split(",")]
+                listed = ", ".join(f"rank {rank} on {self.hosts[rank]}" for rank in ranks)
+                return f"{listed} hangs: no answer for --engine.timeout-min and {ROLL_CALL_S} s more, {here}"
+            if "Timed out" in str(error):
+                return f"rank 0 on {self.hosts[0]} hangs: no answer for --engine.timeout-min and more, {here}"
+            return f"a rank ended or died, {here}; its own message or the launcher's says which"
+        return f"a rank was late by more than --engine.timeout-min, and all answer now, {here}"
+
+
+def lost_rank(error: BaseException) -> bool:
+    """Tell whether an error is a collective's that waits for a rank in vain, and not this rank's own."""
+    return isinstance(error, dist.DistBackendError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
+
+
+def start_world(timeout_min: float) -> World:
+    """Join the other ranks; a process that no launcher started is a world of its own.
+
+    The deepspeed launcher and torchrun say who we are through RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR
+    and MASTER_PORT.
+
+    Args:
+        timeout_min: Minutes that a collective waits for a rank.
+    """
+    alone = "RANK" not in os.environ
+    if alone:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    has_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    if not has_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        if "OMP_NUM_THREADS" not in os.environ:
+            # Ranks that each take all cores get in each other's way.
+            ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
+    deepspeed = import_deepspeed()
+    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
+    if has_gpu:
+        torch.cuda.set_device(device)
+    backend = "nccl" if has_gpu else "gloo"
+    timeout = timedelta(minutes=timeout_min)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=max(timeout, RENDEZVOUS))
+    # ZeRO makes its groups without a timeout of its own, and init_distributed's does not reach them. NCCL ends the
+    # process when its time is over: a little later than the control group, which can say who is missing.
+    distributed_c10d.default_pg_timeout = timeout
+    distributed_c10d.default_pg_nccl_timeout = (  # type: ignore[attr-defined]
+        timeout + timedelta(seconds=3 * ROLL_CALL_S)
+    )
+    control = dist.new_group(backend="gloo", timeout=timeout)
+    patient = dist.new_group(backend="gloo", timeout=ALONE)
+    roll_call = dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * ROLL_CALL_S))
+    assert isinstance(control, dist.ProcessGroup) and isinstance(patient, dist.ProcessGroup)
+    assert isinstance(roll_call, dist.ProcessGroup)
+    hosts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname(), group=patient)
+    return World(
+        rank=dist.get_rank(),
+        size=len(hosts),
+        device=device,
+        control=control,
+        patient=patient,
+        roll_call=roll_call,
+        hosts=tuple(hosts),
+    )
+
+
+def end_world() -> None:
+    """Leave the other ranks."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def import_deepspeed() -> Any:
+    """Import DeepSpeed without its chatter, and without the operator that it would compile on a CPU."""
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    import logging
+
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # On a CPU init_distributed compiles a shared-memory operator for 40 seconds; gloo serves without it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
