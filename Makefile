@@ -9,7 +9,7 @@ DATA ?=
 DATABASE ?= synthetic
 OUT ?= demo/$(DATABASE)
 
-.PHONY: demo test test-cluster check fix golden setup clean
+.PHONY: demo test test-cluster torture check fix golden setup clean
 
 setup: $(READY)
 
@@ -27,12 +27,18 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# The scripts of slurm/ under a real Slurm of two nodes on this machine; some five minutes on two cores.
+# The scripts of slurm/ under a real Slurm of two nodes on this machine, and two machines that are network namespaces;
+# some ten minutes on two cores.
 test-cluster: $(READY)
 	@test "$$(id -u)" = 0 || { echo "test-cluster starts Slurm's daemons and needs root" >&2; exit 1; }
-	@for name in munged slurmctld slurmd sbatch; do PATH=$$PATH:/usr/sbin command -v $$name > /dev/null || \
-		{ echo "test-cluster needs $$name: apt-get install slurm-wlm munge" >&2; exit 1; }; done
+	@for name in munged slurmctld slurmd sbatch ip sshd pdsh; do PATH=$$PATH:/usr/sbin command -v $$name > /dev/null || \
+		{ echo "test-cluster needs $$name: apt-get install slurm-wlm munge iproute2 openssh-server pdsh" >&2; exit 1; }; \
+		done
 	ECGFM_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster
+
+# Kills, signals, full disks and damaged files against real runs, and a table of what came of each; some 15 minutes.
+torture: $(READY)
+	$(BIN)/python tools/torture.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

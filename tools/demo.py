@@ -27,9 +27,9 @@ from rich.table import Table
 
 from ecgfm import config
 from ecgfm.errors import ConfigError
+from ecgfm.run_folder import read_metrics
 from ecgfm.shards.manifest import Manifest, read_manifest
 from ecgfm.train.checkpoint import checkpoints
-from ecgfm.train.log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = 2

@@ -1,6 +1,6 @@
-"""Draw a run's loss, collapse figures and learning rate.
+"""Draw a run's figures, or those of several runs over each other, as one picture.
 
-python tools/plot_run.py RUN --out run.png
+python tools/plot_run.py RUN [RUN ...] --out run.png
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from pathlib import Path
 import tyro
 
 from ecgfm import config
-from ecgfm.eval.plots import plot_losses, save
+from ecgfm.errors import ConfigError
+from ecgfm.eval.plots import save
+from ecgfm.eval.run_plots import plot_runs
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlotRun:
-    """Draw a run's figures."""
+    """Draw the figures of runs."""
 
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs."""
     out: Path
     """Picture to write; the ending says which kind, such as .png or .pdf."""
 
@@ -27,7 +29,9 @@ class PlotRun:
 def main() -> None:
     """Draw metrics.jsonl."""
     settings = tyro.cli(PlotRun, description=__doc__)
-    save(plot_losses(settings.run / "metrics.jsonl"), settings.out)
+    if not settings.runs:
+        raise ConfigError("give the folder of a run, or of several")
+    save(plot_runs(settings.runs), settings.out)
     print(settings.out)
 
 

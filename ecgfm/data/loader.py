@@ -1,7 +1,12 @@
 """Batches of int16 windows from shards, in the run's order, one thread ahead of the step.
 
 The host copies bytes and computes nothing: a window is twelve slices of a memory map. A page that is not
-in memory is read by the kernel while the copy waits, without Python's lock.
+in memory is read by the kernel while the copy waits, without Python's lock. Or whole shards are streamed, from
+wherever they are: see `ecgfm.data.stream`.
+
+A record that is damaged stops the run, or another one takes its place: see `ecgfm.data.damage`. What a memory map
+looks at costs a microsecond a record: whether the file still has its size, and what stands before the numbers. The
+SHA-256 of a ten-second record costs 70 microseconds, eight times its copy, and is compared on demand.
 
 Shapes: B windows of this rank, L leads, T samples.
 """
@@ -10,19 +15,36 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ecgfm.data.batch import Batch
+from ecgfm.data.damage import ATTEMPTS, Replaced, Replacements, substitute
 from ecgfm.data.mixture import Mixture, sources
-from ecgfm.data.order import window_starts
-from ecgfm.errors import ConfigError
+from ecgfm.data.order import window_starts, window_starts_at
+from ecgfm.data.stream import BlockMixture, Stream
+from ecgfm.errors import ConfigError, ShardError
 from ecgfm.leads import LEADS
 from ecgfm.shards.leaks import PRETRAINING_SPLITS
 from ecgfm.shards.reader import Shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streaming:
+    """How whole shards are read."""
+
+    read_shard: Callable[[int], memoryview]
+    """Returns the bytes of a shard by its number; called from several threads."""
+    block_shards: int = 8
+    """Shards that are shuffled together."""
+    readers: int = 4
+    """Shards that are read at once."""
+    stop: Callable[[], None] = lambda: None
+    """Ends what `read_shard` is waiting for."""
 
 
 class Loader:
@@ -40,6 +62,9 @@ class Loader:
         exclude_flags: Quality flags; records that have one are not read.
         weights: How often each database is drawn; in proportion to its records when empty.
         pin_memory: Give page-locked memory, from which a GPU copies without waiting.
+        streaming: Read whole shards, in an order of blocks; by default single records are read, in an order of all.
+        skip_damaged: Read another record for one that is damaged.
+        check_records: Compare the SHA-256 of each record; of streamed ones it always is.
 
     Raises:
         ConfigError: No record may be used, or the batch cannot be split evenly.
@@ -59,6 +84,9 @@ class Loader:
         exclude_flags: Sequence[str] = (),
         weights: dict[str, float] | None = None,
         pin_memory: bool = False,
+        streaming: Streaming | None = None,
+        skip_damaged: bool = False,
+        check_records: bool = False,
     ) -> None:
         if batch_size < 1 or batch_size % (world_size * accumulation):
             raise ConfigError(
@@ -67,7 +95,7 @@ class Loader:
             )
         self.shards = shards
         self.records = usable_records(shards, window_samples, exclude_flags)
-        self.mixture = Mixture(sources(shards, self.records, weights or {}), seed)
+        parts = sources(shards, self.records, weights or {})
         self.window_samples = window_samples
         self.micro_rows = batch_size // accumulation
         rows = self.micro_rows // world_size
@@ -75,6 +103,24 @@ class Loader:
         self.seed = seed
         self.position = position
         self.pin_memory = pin_memory
+        self.replacements = Replacements() if skip_damaged else None
+        self._check_records = check_records
+        self.streaming = streaming
+        self._stream: Stream | None = None
+        self.mixture = Mixture(parts, seed)
+        if streaming:
+            mixture = BlockMixture(parts, seed, shards.shard_of, streaming.block_shards)
+            self.mixture = mixture
+            self._stream = Stream(
+                shards,
+                mixture,
+                read_shard=streaming.read_shard,
+                window_samples=window_samples,
+                micro_rows=self.micro_rows,
+                rows=self.rows,
+                readers=streaming.readers,
+                replacements=self.replacements,
+            )
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches that a thread of its own prepares; closing the iterator ends it."""
@@ -101,19 +147,67 @@ class Loader:
                 yield batch
         finally:
             stop.set()
+            if self.streaming and self._stream:
+                self.streaming.stop()
+                self._stream.close()
             thread.join()
 
     def read(self, position: int) -> Batch:
         """Return this rank's rows of the micro-batch that begins at `position`."""
-        index, starts = self.windows(position + self.rows[0], position + self.rows[1])
-        shape = (len(index), len(LEADS), self.window_samples)
+        shape = (self.rows[1] - self.rows[0], len(LEADS), self.window_samples)
         signal_BLT = torch.empty(shape, dtype=torch.int16, pin_memory=self.pin_memory)
-        copy_windows(self.shards, index, starts, signal_BLT.numpy())
+        if self._stream:
+            index = self._stream.read(position, signal_BLT.numpy())
+        else:
+            index = self._copy(position + self.rows[0], position + self.rows[1], signal_BLT.numpy())
         return Batch(
             signal_BLT=signal_BLT,
             microvolt_per_count_B=torch.from_numpy(self.shards.microvolt_per_count[index]),
             database_B=torch.from_numpy(self.shards.folder_of[index]),
         )
+
+    def blank(self) -> Batch:
+        """Return a micro-batch of this rank's size that holds zeros."""
+        rows = self.rows[1] - self.rows[0]
+        return Batch(
+            signal_BLT=torch.zeros(rows, len(LEADS), self.window_samples, dtype=torch.int16),
+            microvolt_per_count_B=torch.ones(rows),
+            database_B=torch.zeros(rows, dtype=torch.int64),
+        )
+
+    def _copy(self, first: int, last: int, out: NDArray[np.int16]) -> NDArray[np.int64]:
+        """Fill in the windows at positions [first, last), shape (B, 12, T), and return their records."""
+        index, starts = self.windows(first, last)
+        for row, (record, start) in enumerate(zip(index.tolist(), starts.tolist(), strict=True)):
+            try:
+                self._copy_window(record, start, out[row])
+            except ShardError as error:
+                if self.replacements is None:
+                    raise
+                index[row] = self._replace(first + row, record, error, out[row], self.replacements)
+        return index
+
+    def _copy_window(self, record: int, start: int, out_LT: NDArray[np.int16]) -> None:
+        self.shards.check(record, hashed=self._check_records)
+        out_LT[:] = self.shards.counts(record)[:, start : start + self.window_samples]
+
+    def _replace(
+        self, position: int, record: int, error: ShardError, out_LT: NDArray[np.int16], replacements: Replacements
+    ) -> int:
+        """Copy another record's window to where a damaged one's belongs, and return which."""
+        pool = self.mixture.parts[int(self.mixture.draw(position, position + 1)[0][0])].records
+        for attempt in range(ATTEMPTS):
+            other = substitute(self.seed, position, attempt, pool)
+            room = self.shards.num_samples[[other]] - self.window_samples
+            try:
+                self._copy_window(other, int(window_starts_at(self.seed, np.array([position]), room)[0]), out_LT)
+            except ShardError:
+                continue
+            shard = self.shards.path(int(self.shards.shard_of[record])).name
+            names = self.shards.name(record), self.shards.name(other)
+            replacements.add(Replaced(position, shard, *names, str(error)))
+            return other
+        raise ShardError(f"{error}; and {ATTEMPTS} records in its place are damaged too")
 
     def windows(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the record at each position of [first, last), and the sample that its window begins at."""

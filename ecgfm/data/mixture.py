@@ -117,31 +117,53 @@ class Mixture:
         """Return the numbers of the records at positions [first, last)."""
         if len(self.parts) == 1:
             (part,) = self.parts
-            return part.records[order(self._seed, len(part.records), first, last, _purpose(part))]
-        which, place = self._draw(first, last)
+            return part.records[self._rows(part, first, last)]
+        which, place = self.draw(first, last)
         out = np.empty(last - first, dtype=np.int64)
         for number, part in enumerate(self.parts):
             here = which == number
             if here.any():
                 # Places of a database follow each other without a gap, over blocks too.
                 places = place[here]
-                row = order(self._seed, len(part.records), int(places[0]), int(places[-1]) + 1, _purpose(part))
-                out[here] = part.records[row]
+                out[here] = part.records[self._rows(part, int(places[0]), int(places[-1]) + 1)]
         return out
 
     def epochs(self, positions: int) -> dict[str, float]:
         """Return how often each database has been gone through after so many positions."""
         return {part.name: float(part.share * positions / len(part.records)) for part in self.parts}
 
-    def _draw(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the database at each position, and which of its places it is."""
-        if first == last:
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    def draw(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the database at each of the positions [first, last), and which of its places it is."""
+        if len(self.parts) == 1 or first == last:
+            return np.zeros(last - first, dtype=np.int64), np.arange(first, last, dtype=np.int64)
         blocks = range(first // BLOCK, (last - 1) // BLOCK + 1)
         drawn = [_block(self._seed, self._edges, block) for block in blocks]
         inside = slice(first - blocks[0] * BLOCK, last - blocks[0] * BLOCK)
         which, place = (np.concatenate(columns)[inside] for columns in zip(*drawn, strict=True))
         return which, place
+
+    def positions(self, part: int, first: int, last: int) -> NDArray[np.int64]:
+        """Return the positions at which places [first, last) of a database stand, ascending."""
+        if len(self.parts) == 1:
+            return np.arange(first, last, dtype=np.int64)
+
+        def before(block: int) -> int:
+            return round(self._edges[part + 1] * BLOCK * block) - round(self._edges[part] * BLOCK * block)
+
+        block = int(first / (self.parts[part].share * BLOCK))
+        # Rounding moves a place over a block's edge by two at most, and each block has at least one.
+        block = max(block - 3, 0)
+        while before(block + 1) <= first:
+            block += 1
+        start, found = before(block), []
+        while before(block) < last:
+            found.append(np.flatnonzero(_block(self._seed, self._edges, block)[0] == part) + block * BLOCK)
+            block += 1
+        return np.concatenate(found)[first - start : last - start] if found else np.zeros(0, dtype=np.int64)
+
+    def _rows(self, part: Source, first: int, last: int) -> NDArray[np.int64]:
+        """Return which of a database's records stand at its places [first, last)."""
+        return order(self._seed, len(part.records), first, last, purpose(part))
 
 
 @lru_cache(maxsize=4)
@@ -158,6 +180,6 @@ def _block(seed: int, edges: tuple[Fraction, ...], block: int) -> tuple[NDArray[
     return which, place
 
 
-def _purpose(part: Source) -> str:
+def purpose(part: Source) -> str:
     """Return the word that keeps the orders of databases apart."""
     return part.name if part.name == _EVERYTHING else f"order of {part.name},"

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from ecgfm.rng import generator
 
+_PIECE = 10_000
+
 
 def order(seed: int, num_records: int, first: int, last: int, purpose: str = "order") -> NDArray[np.int64]:
     """Return the records at positions [first, last), each 0 .. num_records - 1; another purpose is another order."""
@@ -38,6 +40,19 @@ def window_starts(seed: int, first: int, last: int, room: NDArray[np.int64]) -> 
     # One counter-based stream with a number for each position: any range of it costs the same.
     uniform = _uniform(seed, first, last)
     return np.minimum((uniform * (room + 1)).astype(np.int64), room)
+
+
+def window_starts_at(seed: int, positions: NDArray[np.int64], room: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where the windows at some positions, ascending, begin: as `window_starts` does for a range of them."""
+    out = np.empty_like(room)
+    # In pieces, so that far positions cost nothing for what lies between.
+    edges = np.flatnonzero(np.diff(positions // _PIECE, prepend=-1))
+    for first, last in zip(edges, [*edges[1:], len(positions)]):
+        uniform = _uniform(seed, int(positions[first]), int(positions[last - 1]) + 1)
+        here = slice(first, last)
+        most = room[here]
+        out[here] = np.minimum((uniform[positions[here] - positions[first]] * (most + 1)).astype(np.int64), most)
+    return out
 
 
 def _uniform(seed: int, first: int, last: int) -> NDArray[np.float64]:

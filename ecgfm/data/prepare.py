@@ -11,34 +11,45 @@ import torch
 from torch import Tensor, nn
 
 from ecgfm.data.batch import Batch
+from ecgfm.signal.contract import LEAST_STD_MV
 
 
 class Prepare(nn.Module):
-    """Scale int16 counts, subtract the mean and divide by the standard deviation of their database, clip.
+    """Scale int16 counts, subtract a mean and divide by a standard deviation, clip.
 
     (count * microvolt_per_count / 1000 - mean) / std is one multiply and one add a sample, with the
-    factors computed once a window.
+    factors computed once a window. Where they are the window's own, that is one look at it more.
 
     Args:
         mean_mv_SL: Per folder of shards and lead.
         std_mv_SL: Likewise.
         clip: Largest absolute value that is let through.
+        per_window: Take each window's own mean and standard deviation, per lead, instead of those.
     """
 
     mean_mv_SL: Tensor
     std_mv_SL: Tensor
 
-    def __init__(self, mean_mv_SL: Tensor, std_mv_SL: Tensor, clip: float) -> None:
+    def __init__(self, mean_mv_SL: Tensor, std_mv_SL: Tensor, clip: float, *, per_window: bool = False) -> None:
         super().__init__()
         self.register_buffer("mean_mv_SL", mean_mv_SL.float(), persistent=False)
         self.register_buffer("std_mv_SL", std_mv_SL.float(), persistent=False)
         self.clip = clip
+        self.per_window = per_window
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Batch:
         """Return the batch with float32 signal_BLT, without a unit."""
-        std_BL = self.std_mv_SL[batch.database_B]
-        factor_BL = batch.microvolt_per_count_B[:, None] * 1e-3 / std_BL
-        shift_BL = self.mean_mv_SL[batch.database_B] / -std_BL
-        signal_BLT = batch.signal_BLT.float().mul_(factor_BL[:, :, None]).add_(shift_BL[:, :, None])
+        counts_BLT = batch.signal_BLT.float()
+        millivolt_B1 = batch.microvolt_per_count_B[:, None] * 1e-3
+        if self.per_window:
+            var_BL, mean_BL = torch.var_mean(counts_BLT, dim=2, correction=0)
+            factor_BL = millivolt_B1 / (var_BL.sqrt() * millivolt_B1).clamp_(min=LEAST_STD_MV)
+            # Subtracted first: a quiet lead may lie far from zero.
+            signal_BLT = counts_BLT.sub_(mean_BL[:, :, None]).mul_(factor_BL[:, :, None])
+        else:
+            std_BL = self.std_mv_SL[batch.database_B]
+            factor_BL = millivolt_B1 / std_BL
+            shift_BL = self.mean_mv_SL[batch.database_B] / -std_BL
+            signal_BLT = counts_BLT.mul_(factor_BL[:, :, None]).add_(shift_BL[:, :, None])
         return replace(batch, signal_BLT=signal_BLT.clamp_(-self.clip, self.clip))

@@ -11,6 +11,7 @@ honoured by all connections at once. Tries are counted anew when a file has grow
 
 from __future__ import annotations
 
+import builtins
 import email.utils
 import http
 import random
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Protocol
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -28,7 +30,7 @@ import urllib3
 from requests.cookies import RequestsCookieJar
 
 from ecgfm import __version__
-from ecgfm.databases._download_disk import CHUNK_BYTES, Part
+from ecgfm.databases._download_disk import CHUNK_BYTES
 
 MAX_REDIRECTS = 5
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
@@ -51,6 +53,19 @@ class Patience:
     """Time without a byte after which a connection counts as broken."""
     failures_in_a_row: int = 20
     """Files given up one after the other before the whole download is."""
+
+
+class Sink(Protocol):
+    """Where the bytes of a file go."""
+
+    bytes: int
+    """How many there are."""
+
+    def write(self, chunk: builtins.bytes) -> None:
+        """Append bytes."""
+
+    def restart(self) -> None:
+        """Forget all bytes."""
 
 
 class FetchError(Exception):
@@ -122,7 +137,7 @@ class Client:
     def __exit__(self, *error: object) -> None:
         self._session.close()
 
-    def fetch(self, url: str, part: Part, count: Callable[[int], None], *, newer_than: float = 0.0) -> float | None:
+    def fetch(self, url: str, part: Sink, count: Callable[[int], None], *, newer_than: float = 0.0) -> float | None:
         """Bring a file to its end, from where it is.
 
         Args:
@@ -155,7 +170,7 @@ class Client:
                 # Many clients that failed together must not come back together: no seed.
                 self._pace.sleep(wait_s * random.uniform(0.5, 1.0))
 
-    def _attempt(self, url: str, part: Part, count: Callable[[int], None], newer_than: float) -> float | None:
+    def _attempt(self, url: str, part: Sink, count: Callable[[int], None], newer_than: float) -> float | None:
         headers = {"Range": f"bytes={part.bytes}-"} if part.bytes else {}
         if newer_than:
             headers["If-Modified-Since"] = email.utils.formatdate(newer_than, usegmt=True)
@@ -181,7 +196,7 @@ class Client:
         except requests.RequestException as error:
             raise FetchError(str(error)) from error
 
-    def _is_whole(self, response: requests.Response, part: Part, count: Callable[[int], None]) -> bool:
+    def _is_whole(self, response: requests.Response, part: Sink, count: Callable[[int], None]) -> bool:
         """Compare the answer with what was asked: go on, start over, or it is all there."""
         start, total = _content_range(response)
         status = response.status_code

@@ -92,7 +92,8 @@ class ViT(Encoder):
                 f"the encoder takes (batch, {self.config.num_leads}, samples) with samples a multiple of "
                 f"{self.config.patch_samples}, got {tuple(signal_BLT.shape)}"
             )
-        tokens_BND = self.patch(signal_BLT).transpose(1, 2)
+        # A float32 signal for weights of 16 bits; autocast's weights are float32.
+        tokens_BND = self.patch(signal_BLT.to(self.patch.weight.dtype)).transpose(1, 2)
         # The weight's type and not the tokens': under autocast the residual stream stays float32.
         positions_ND = self.positions(tokens_BND.shape[1], tokens_BND.device).to(self.patch.weight.dtype)
         tokens_BND = tokens_BND + positions_ND

@@ -52,10 +52,13 @@ class Target:
     """Records left out, because they say nothing in this scheme."""
 
 
-def read_labels(shards: Shards) -> Labelled:
-    """Return labels and patients of all records; no signal is read. Sex is a scheme of its own, `sex:female`."""
+def read_labels(shards: Shards, records: NDArray[np.int64] | None = None) -> Labelled:
+    """Return labels and patients of all records, or of some; no signal is read.
+
+    Sex is a scheme of its own, `sex:female`.
+    """
     patients, labels = [], []
-    for index in range(len(shards)):
+    for index in range(len(shards)) if records is None else records.tolist():
         about = shards.about(index)
         # A record without a patient is a patient of its own.
         who = f"patient {about['patient']}" if about["patient"] is not None else f"record {about['record']}"

@@ -1,20 +1,18 @@
-"""Pictures of a run, of features and of probes. Figure objects only: nothing global is touched.
+"""Pictures of recordings, of features and of probes. Figure objects only: nothing global is touched.
 
 Shapes: N records, D features.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from ecgfm.errors import ConfigError
@@ -23,17 +21,11 @@ from ecgfm.eval.ecg_paper import PAGE_INCH, draw_ecg, plot_ecg
 if TYPE_CHECKING:
     from ecgfm.eval.probe import Result
 
-__all__ = ["plot_ecg", "plot_features", "plot_losses", "plot_pages", "plot_probe", "save"]
+__all__ = ["plot_ecg", "plot_features", "plot_pages", "plot_probe", "save"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000", "#000000")
 GREY = "#b0b0b0"
-PANELS = (
-    ("loss", "loss", "lower is better, within one objective"),
-    ("target_std", "spread of the targets", "falls to 0 when the encoder collapses"),
-    ("effective_rank", "effective rank", "dimensions that the features use"),
-    ("lr", "learning rate", ""),
-)
 
 
 def plot_pages(
@@ -52,40 +44,6 @@ def plot_pages(
     pages = figure.subfigures(rows, columns, squeeze=False, wspace=0, hspace=0).ravel()
     for page, (title, signal_LT, rate_hz) in zip(pages, records):
         draw_ecg(page, signal_LT, rate_hz, title=title, hidden=hidden)
-    return figure
-
-
-def plot_losses(metrics: Path) -> Figure:
-    """Return loss, collapse figures and learning rate of a run against the step.
-
-    Args:
-        metrics: The run's `metrics.jsonl`; a last line that a kill cut short is passed over.
-
-    Raises:
-        ConfigError: The file is missing or holds no figures.
-    """
-    lines = _read_metrics(metrics)
-    panels = [panel for panel in PANELS if any(panel[0] in line for line in lines)]
-    figure = Figure(figsize=(9.5, 2.9 * ((len(panels) + 1) // 2) + 0.2), layout="constrained")
-    grid = np.atleast_1d(figure.subplots((len(panels) + 1) // 2, 2, sharex=True, squeeze=False)).ravel()
-    for axes, (name, title, note) in zip(grid, panels):
-        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-        steps, values = (np.asarray(column, dtype=np.float64) for column in zip(*points))
-        marker = "o" if len(points) <= 30 else None
-        axes.plot(steps, values, color=COLORS[0], linewidth=1.4, marker=marker, markersize=3)
-        axes.set_title(title, loc="left", fontsize=11, weight="bold")
-        axes.text(1.0, 1.03, note, transform=axes.transAxes, ha="right", fontsize=8, color="#606060")
-        axes.tick_params(labelbottom=True)
-        if name in ("target_std", "effective_rank"):
-            axes.set_ylim(bottom=0, top=1.1 * max(values.max(), 1e-12))
-        if name == "lr":
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
-            axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        _plain(axes)
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
-    figure.supxlabel("optimizer step", fontsize=10)
     return figure
 
 
@@ -179,20 +137,6 @@ def save(figure: Figure, out: Path, *, dpi: int = 150) -> None:
         figure.savefig(out, dpi=dpi)
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be written: {error.strerror}") from error
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist; give the folder of a run that has logged a step")
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    if not any("loss" in line for line in lines):
-        raise ConfigError(f"{path} holds no figures yet; wait for the run's first logged step")
-    return lines
 
 
 def _short(text: str, length: int) -> str:

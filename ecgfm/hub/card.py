@@ -96,12 +96,16 @@ def _front_matter(kind: str, method: str | None, licence: str) -> str:
 
 def _contract(signal: SignalContract) -> str:
     seconds = signal.window_samples / signal.rate_hz
+    own = ", both of the window itself" if signal.scale == "record" else ""
     rows = [
         ("rate", f"{signal.rate_hz:g} Hz"),
         ("leads", " ".join(signal.leads)),
         ("unit", signal.unit),
         ("filter", f"high-pass {signal.highpass_hz:g} Hz, zero phase" if signal.highpass_hz else "none"),
-        ("normalisation", f"(signal - mean) / standard deviation per lead, clipped to +-{signal.clip:g}"),
+        (
+            "normalisation",
+            f"(signal - mean) / standard deviation per lead{own}, clipped to +-{signal.clip:g}",
+        ),
         ("window", f"{signal.window_samples:,} samples, {seconds:g} s"),
     ]
     scale = [
@@ -168,10 +172,10 @@ def _reproduce(provenance: Provenance | None) -> str:
     if provenance is None:
         return "The run is not recorded."
     run: dict[str, Any] = json.loads(json.dumps(provenance.run))
-    # Folders are the trainer's own; their last part is enough to tell the databases apart.
+    # Folders and addresses are the trainer's own; the databases' names tell what they held.
     run["out"] = PurePath(str(run.get("out", ""))).name
     data = run.get("data", {})
-    data["shards"] = [PurePath(str(folder)).name for folder in data.get("shards", [])]
+    data["shards"] = [str(shard["database"]) for shard in provenance.state["shards"]]
     recipe = f"recipes/{run['objective']['kind']}_{run['encoder']['kind']}.py"
     return "\n".join(
         [

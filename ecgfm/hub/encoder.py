@@ -37,7 +37,7 @@ from ecgfm.errors import ConfigError, ContractError
 from ecgfm.hub.card import model_card, renamed
 from ecgfm.hub.recordings import Signal, check_leads, recordings, to_contract, windows
 from ecgfm.leads import LEADS
-from ecgfm.signal.contract import SignalContract
+from ecgfm.signal.contract import LEAST_STD_MV, SignalContract
 
 FORMAT = 2
 CONFIG = "config.json"
@@ -101,12 +101,17 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
 
     def normalise(self, signal_BLT: Tensor) -> Tensor:
         """Return millivolt as the encoder was trained on it: centred and scaled per lead, clipped."""
-        # Made here and not kept as buffers: a module that is cast to bfloat16 would round its buffers too.
-        mean_L1, std_L1 = (
-            torch.tensor(values, dtype=torch.float32, device=signal_BLT.device)[:, None]
-            for values in (self.signal.mean_mv, self.signal.std_mv)
-        )
-        normal_BLT = ((signal_BLT.float() - mean_L1) / std_L1).clamp(-self.signal.clip, self.signal.clip)
+        signal_BLT = signal_BLT.float()
+        if self.signal.scale == "record":
+            var, mean = torch.var_mean(signal_BLT, dim=2, correction=0, keepdim=True)
+            std = var.sqrt().clamp(min=LEAST_STD_MV)
+        else:
+            # Made here and not kept as buffers: a module that is cast to bfloat16 would round its buffers too.
+            mean, std = (
+                torch.tensor(values, dtype=torch.float32, device=signal_BLT.device)[:, None]
+                for values in (self.signal.mean_mv, self.signal.std_mv)
+            )
+        normal_BLT = ((signal_BLT - mean) / std).clamp(-self.signal.clip, self.signal.clip)
         return normal_BLT.to(next(self.parameters()).dtype)
 
     @torch.no_grad()

@@ -9,11 +9,29 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import torch
 from timm.models.vision_transformer import Block
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 NORM_EPS = 1e-6
 INIT_STD = 0.02
+
+
+class Blocks(nn.Sequential):
+    """Blocks one after another, which may forget what is within each and compute it again for the backward pass."""
+
+    recomputed: bool = False
+    """Whether they do. What lies between two blocks is kept."""
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Return tokens_BND."""
+        for block in self:
+            if self.recomputed and torch.is_grad_enabled():
+                tokens_BND = checkpoint(block, tokens_BND, use_reentrant=False)
+            else:
+                tokens_BND = block(tokens_BND)
+        return tokens_BND
 
 
 def norm(width: int) -> nn.LayerNorm:
@@ -21,9 +39,9 @@ def norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=NORM_EPS, bias=False)
 
 
-def blocks(width: int, depth: int, num_heads: int, mlp_ratio: float) -> nn.Sequential:
+def blocks(width: int, depth: int, num_heads: int, mlp_ratio: float) -> Blocks:
     """Return `depth` pre-norm blocks, tokens_BND -> tokens_BND, with random weights."""
-    layers = nn.Sequential(
+    layers = Blocks(
         *(
             Block(
                 width,

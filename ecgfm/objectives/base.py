@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ecgfm import parts
@@ -59,13 +60,47 @@ class Objective(nn.Module, abc.ABC):
     def forward(self, batch: Batch, at: Progress) -> Losses:
         """Return the losses of a micro-batch, as means over its windows."""
 
+    def averages(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
+        """Return modules whose weights are moving averages, each with the alike module that it follows.
+
+        Whoever trains moves them, once per OPTIMIZER step and in float32: see `move_averages_`. Only parameters are
+        averaged; the follower's are not trained, and the followed ones all are.
+        """
+        return ()
+
+    def momentum(self, at: Progress) -> float:
+        """Return the share of itself that an average keeps in the step that `at` begins."""
+        raise NotImplementedError(f"{type(self).__name__} has moving averages and must say their momentum")
+
     def after_step(self, at: Progress) -> dict[str, float]:
-        """Move what follows the weights (an EMA, a queue), once per OPTIMIZER step; return figures to log."""
+        """Move a queue or the like, once per OPTIMIZER step, after the averages; return figures to log."""
         return {}
 
     @abc.abstractmethod
     def published(self) -> Encoder:
         """Return the encoder that a checkpoint publishes."""
+
+
+@torch.no_grad()
+def lerp_(targets: list[Tensor], sources: list[Tensor], momentum: float) -> None:
+    """Move each target towards its source: momentum * target + (1 - momentum) * source, in float32.
+
+    In bfloat16 a momentum of 0.9995 would move nothing at all.
+    """
+    assert all(weight.dtype == torch.float32 for weight in targets + sources), "the moving average needs float32"
+    if targets:
+        torch._foreach_lerp_(targets, sources, 1.0 - momentum)
+
+
+def move_averages_(objective: Objective, at: Progress) -> dict[str, float]:
+    """Move the averages of an objective that no engine holds; return figures to log."""
+    pairs = objective.averages()
+    if not pairs:
+        return {}
+    momentum = objective.momentum(at)
+    for target, source in pairs:
+        lerp_(list(target.parameters()), list(source.parameters()), momentum)
+    return {"momentum": momentum}
 
 
 def objective_class(config: Objective.Config) -> type[Objective]:

@@ -23,13 +23,11 @@ from ecgfm.data.masks import hide_blocks, split_tokens
 from ecgfm.encoders.base import Encoder
 from ecgfm.errors import ConfigError
 from ecgfm.nn.blocks import INIT_STD, blocks, norm
+from ecgfm.nn.collapse import alignment, dimension_std, effective_rank, uniformity
 from ecgfm.nn.positions import sincos_positions
 from ecgfm.nn.tokens import take
 from ecgfm.objectives.base import Losses, Objective, Progress
 from ecgfm.schedules import linear
-
-ROUNDING = 1e-5
-"""Share of the tokens' norm below which a singular value is rounding."""
 
 
 class JEPA(Objective):
@@ -113,8 +111,10 @@ class JEPA(Objective):
             at: Where the run stands.
 
         Returns:
-            `loss`, a scalar. At measured steps also `target_std`, the standard deviation of the target's
-            tokens over the batch, and `effective_rank` of the same: both fall when the encoder collapses.
+            `loss`, a scalar. At measured steps also the figures of nn/collapse.py. Of the target's tokens
+            `target_std`, the mean over their dimensions, `target_std_least`, the least of them, and
+            `effective_rank`; of its pooled features `feature_std`, `feature_rank` and `uniformity`: all of these
+            go to 0 (the ranks to 1) when the encoder collapses. `alignment` is that of a guess with its target.
         """
         assert batch.keep_BK is not None and batch.hide_BM is not None
         with torch.no_grad():
@@ -124,19 +124,31 @@ class JEPA(Objective):
         guess_BMD = self.predictor(context_BKD, batch.keep_BK, batch.hide_BM)
         losses = {"loss": (guess_BMD.float() - wanted_BMD).abs().mean()}
         if at.measure:
-            losses["target_std"] = wanted_BMD.std(dim=(0, 1)).mean()
-            losses["effective_rank"] = effective_rank(target_BND.flatten(0, 1))
+            losses |= self._figures(target_BND, wanted_BMD, guess_BMD)
         return losses
 
     @torch.no_grad()
-    def after_step(self, at: Progress) -> dict[str, float]:
-        """Move the target towards the encoder, in float32."""
-        momentum = linear(at.step, at.schedule_steps, *self.config.momentum)
-        target: list[Tensor] = list(self.target.parameters())
-        source: list[Tensor] = list(self.encoder.parameters())
-        assert all(weight.dtype == torch.float32 for weight in target + source), "the moving average needs float32"
-        torch._foreach_lerp_(target, source, 1.0 - momentum)
-        return {"momentum": momentum}
+    def _figures(self, target_BND: Tensor, wanted_BMD: Tensor, guess_BMD: Tensor) -> Losses:
+        features_BD = self.target.pool(target_BND)
+        std_D = dimension_std(wanted_BMD.flatten(0, 1))
+        return {
+            "target_std": std_D.mean(),
+            "target_std_least": std_D.min(),
+            "effective_rank": effective_rank(target_BND.flatten(0, 1)),
+            "feature_std": dimension_std(features_BD).mean(),
+            "feature_rank": effective_rank(features_BD),
+            "uniformity": uniformity(features_BD),
+            # The paper's pairs are two views of a record; ours are a target's token and its guess from the others.
+            "alignment": alignment(guess_BMD.flatten(0, 1), wanted_BMD.flatten(0, 1)),
+        }
+
+    def averages(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
+        """Return the target, which follows the encoder."""
+        return ((self.target, self.encoder),)
+
+    def momentum(self, at: Progress) -> float:
+        """Return the momentum of a step, on the line from the first to the last."""
+        return linear(at.step, at.schedule_steps, *self.config.momentum)
 
     def published(self) -> Encoder:
         """Return the target encoder, whose features are the better ones (section 4 of both papers)."""
@@ -168,25 +180,11 @@ class Predictor(nn.Module):
         position_BNP = sincos_positions(tokens, self.width).to(context_BKD.device).expand(len(keep_BK), -1, -1)
         seen_BKP = self.embed(context_BKD) + take(position_BNP, keep_BK)
         asked_BMP = self.mask_token + take(position_BNP, hide_BM)
-        mixed_BNP = self.norm(self.blocks(torch.cat([seen_BKP, asked_BMP.to(seen_BKP.dtype)], dim=1)))
+        # The weights' type: the positions are float32, and weights of 16 bits take no other.
+        tokens_BNP = torch.cat([seen_BKP, asked_BMP.to(seen_BKP.dtype)], dim=1).to(self.mask_token.dtype)
+        mixed_BNP = self.norm(self.blocks(tokens_BNP))
         guess: Tensor = self.project(mixed_BNP[:, keep_BK.shape[1] :])
         return guess
-
-
-def effective_rank(tokens_ND: Tensor, most: int = 2048) -> Tensor:
-    """Return exp of the entropy of the normalised singular values of centred tokens.
-
-    Roy and Vetterli 2007, https://ieeexplore.ieee.org/document/7098875, definition 1. Between 1, all
-    tokens on a line or in a point, and D. Evenly spaced tokens are taken when there are more than `most`.
-    """
-    tokens_ND = tokens_ND[:: max(1, -(-len(tokens_ND) // most))].float()
-    with torch.autocast(tokens_ND.device.type, enabled=False):
-        values = torch.linalg.svdvals(tokens_ND - tokens_ND.mean(dim=0))
-    # Tokens that are all the same leave float32's rounding after centring, which has full rank.
-    values = torch.where(values > ROUNDING * tokens_ND.norm(), values, 0.0)
-    share = values / values.sum().clamp(min=torch.finfo(torch.float32).tiny)
-    rank: Tensor = torch.special.entr(share).sum().exp()
-    return rank
 
 
 def _predictor_shape(config: JEPA.Config, encoder: Encoder.Config) -> tuple[int, int, int]:

@@ -8,8 +8,11 @@ Shapes: L leads, T samples.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
+import os
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,8 @@ from numpy.typing import NDArray
 
 from ecgfm.errors import ShardError
 from ecgfm.leads import LEADS
-from ecgfm.shards.manifest import Manifest, read_manifest
+from ecgfm.shards.manifest import Manifest, Shard, read_manifest
+from ecgfm.shards.tar import array_header
 
 _NUMBERS = ("offset", "samples", "microvolt_per_count", "json_offset", "json_bytes")
 
@@ -57,22 +61,24 @@ class Shards:
 
     Args:
         folders: Folders that `tools/convert.py` wrote.
+        here: Look whether the shards are there. When they are not, the manifests tell all but the signals.
 
     Raises:
         ShardError: A manifest or shard is missing, cut, or not what the manifest says.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path | str], *, here: bool = True) -> None:
         self.folders = tuple(Path(folder) for folder in folders)
         self.manifests: tuple[Manifest, ...] = tuple(read_manifest(folder) for folder in self.folders)
+        self._here = here
         self._paths: list[Path] = []
+        self._bytes: list[int] = []
         self._maps: list[mmap.mmap | None] = []
         columns: dict[str, list[NDArray[Any]]] = {}
         splits: list[str] = []
         for number, (folder, manifest) in enumerate(zip(self.folders, self.manifests, strict=True)):
             for shard in manifest.shards:
                 path = folder / shard.name
-                _check_size(path, shard.bytes)
                 shared = {"folder": number, "shard": len(self._paths)}
                 for name, value in shared.items():
                     columns.setdefault(name, []).append(np.full(shard.samples, value, dtype=np.int64))
@@ -80,7 +86,10 @@ class Shards:
                     columns.setdefault(name, []).append(np.asarray(getattr(shard.members, name)))
                 splits += [shard.split] * shard.samples
                 self._paths.append(path)
+                self._bytes.append(shard.bytes)
                 self._maps.append(None)
+        if here:
+            self.check_sizes()
         column = {name: np.concatenate(values) for name, values in columns.items()}
         if not column:
             raise ShardError(f"there is no record in {', '.join(map(str, self.folders)) or 'no folder'}")
@@ -91,12 +100,13 @@ class Shards:
         self.num_samples: NDArray[np.int64] = column["samples"].astype(np.int64)
         """T of each record."""
         self.microvolt_per_count: NDArray[np.float32] = column["microvolt_per_count"].astype(np.float32)
-        self._shard = column["shard"]
+        self.shard_of: NDArray[np.int64] = column["shard"]
+        """Which shard each record is in, over all folders; records of a shard follow each other."""
         self._offset = column["offset"]
         self._json = (column["json_offset"], column["json_bytes"])
 
     def __len__(self) -> int:
-        return len(self._shard)
+        return len(self.shard_of)
 
     @property
     def rate_hz(self) -> float:
@@ -113,6 +123,30 @@ class Shards:
             raise ShardError(f"the shards have several sampling rates ({listed}); convert them with one --rate-hz")
         return float(rates.pop())
 
+    def check_sizes(self) -> None:
+        """Look whether all shards are there, in their size.
+
+        Raises:
+            ShardError: One is not.
+        """
+        for path, size in zip(self._paths, self._bytes, strict=True):
+            _check_size(path, size)
+        self._here = True
+        _allow_open_files(len(self._paths))
+
+    def path(self, shard: int) -> Path:
+        """Return where a shard is, or would be."""
+        return self._paths[shard]
+
+    def num_bytes(self, shard: int) -> int:
+        """Return the size of a shard, as its manifest says it."""
+        return self._bytes[shard]
+
+    def name(self, index: int) -> str:
+        """Return the name of record `index`, from the manifest."""
+        shard, first = self._described(index)
+        return shard.members.record[index - first]
+
     def flagged(self, flags: Sequence[str]) -> NDArray[np.bool_]:
         """Return which samples have one of the quality flags, shape (N,)."""
         wanted = set(flags)
@@ -121,17 +155,79 @@ class Shards:
 
     def counts(self, index: int) -> NDArray[np.int16]:
         """Return record `index` as a read-only view of the shard, shape (12, T)."""
-        samples = int(self.num_samples[index])
-        view = np.frombuffer(
-            self._map(int(self._shard[index])), dtype="<i2", count=len(LEADS) * samples, offset=int(self._offset[index])
-        )
-        return view.reshape(len(LEADS), samples)
+        return self._view(index, self._map(int(self.shard_of[index])))
 
     def about(self, index: int) -> dict[str, Any]:
-        """Return the JSON member of record `index`."""
+        """Return the JSON member of record `index`; of shards that are not here, what the manifest says."""
+        if not self._here:
+            manifest = self.manifests[int(self.folder_of[index])]
+            # Where a segment starts is known to its shard alone.
+            return {
+                "database": manifest.database,
+                "record": self.name(index),
+                "rate_hz": self.rate_hz,
+                "start_s": 0.0,
+            }
         start, size = int(self._json[0][index]), int(self._json[1][index])
-        content: dict[str, Any] = json.loads(self._map(int(self._shard[index]))[start : start + size])
+        content: dict[str, Any] = json.loads(self._map(int(self.shard_of[index]))[start : start + size])
         return content
+
+    def check(self, index: int, *, hashed: bool = False) -> None:
+        """Compare what stands before a record's numbers, and its SHA-256 on demand.
+
+        Raises:
+            ShardError: It is damaged; the message names shard and record.
+        """
+        content = memoryview(self._map(int(self.shard_of[index])))
+        if hashed:
+            self.cut(index, content)
+        else:
+            self._check_header(index, content)
+
+    def cut(self, index: int, content: memoryview) -> NDArray[np.int16]:
+        """Return record `index` from the bytes of its shard, which need not be whole, and check it by its SHA-256.
+
+        Raises:
+            ShardError: It is damaged or not in these bytes; the message names shard and record.
+        """
+        self._check_header(index, content)
+        offset, samples = int(self._offset[index]), int(self.num_samples[index])
+        start, size = int(self._json[0][index]), int(self._json[1][index])
+        try:
+            about = json.loads(bytes(content[start : start + size]))
+        except ValueError as error:
+            raise self._damaged(index, "its JSON cannot be read") from error
+        numbers = content[offset : offset + 2 * len(LEADS) * samples]
+        if not isinstance(about, dict) or hashlib.sha256(numbers).hexdigest() != about.get("sha256"):
+            raise self._damaged(index, "its numbers do not have their SHA-256")
+        return self._view(index, content)
+
+    def _check_header(self, index: int, content: memoryview) -> None:
+        offset, samples = int(self._offset[index]), int(self.num_samples[index])
+        header = array_header(len(LEADS), samples)
+        if bytes(content[offset - len(header) : offset]) != header:
+            raise self._damaged(index, f"it does not begin as an array of {len(LEADS)} leads x {samples}")
+
+    def _view(self, index: int, content: memoryview | mmap.mmap) -> NDArray[np.int16]:
+        samples = int(self.num_samples[index])
+        view = np.frombuffer(content, dtype="<i2", count=len(LEADS) * samples, offset=int(self._offset[index]))
+        return view.reshape(len(LEADS), samples)
+
+    def _damaged(self, index: int, what: str) -> ShardError:
+        shard = self._paths[int(self.shard_of[index])]
+        path = shard if self._here else shard.name
+        return ShardError(
+            f"{path}: record {self.name(index)} is damaged: {what}; run tools/check_shards.py, and convert or fetch "
+            "the shard again"
+        )
+
+    def _described(self, index: int) -> tuple[Shard, int]:
+        """Return a record's shard in the manifest, and the number of the shard's first record."""
+        shard = int(self.shard_of[index])
+        folder = int(self.folder_of[index])
+        # Shards without records are in no column, and are counted all the same.
+        before = sum(len(manifest.shards) for manifest in self.manifests[:folder])
+        return self.manifests[folder].shards[shard - before], int(np.searchsorted(self.shard_of, shard))
 
     def sample(self, index: int) -> Sample:
         """Return record `index` with what is known about it."""
@@ -154,17 +250,27 @@ class Shards:
 
     def _map(self, shard: int) -> mmap.mmap:
         """Return a shard's memory map, opened and looked at when it is first needed."""
-        opened = self._maps[shard]
-        if opened is None:
-            path = self._paths[shard]
+        opened, path = self._maps[shard], self._paths[shard]
+        if opened is not None:
+            # A page beyond the end of a file that was cut meanwhile is no error but a signal that kills. This asks
+            # the system for the size: half a microsecond.
+            if opened.size() < self._bytes[shard]:
+                raise ShardError(f"{path} was cut while it was read: it has {opened.size()} bytes; restore it")
+            return opened
+        try:
             with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != self._bytes[shard]:
+                    raise ShardError(_other_size(path, size, self._bytes[shard]))
                 opened = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            first = int(np.searchsorted(self._shard, shard))
-            wanted = f"'shape': ({len(LEADS)}, {int(self.num_samples[first])})".encode()
-            header = opened[max(int(self._offset[first]) - 128, 0) : int(self._offset[first])]
-            if wanted not in header or b"'<i2'" not in header:
-                raise ShardError(f"{path} is not the shard that its manifest describes; run tools/check_shards.py")
-            self._maps[shard] = opened
+        except OSError as error:
+            raise ShardError(f"{path} cannot be read any longer: {error.strerror}; restore it") from error
+        first = int(np.searchsorted(self.shard_of, shard))
+        wanted = f"'shape': ({len(LEADS)}, {int(self.num_samples[first])})".encode()
+        header = opened[max(int(self._offset[first]) - 128, 0) : int(self._offset[first])]
+        if wanted not in header or b"'<i2'" not in header:
+            raise ShardError(f"{path} is not the shard that its manifest describes; run tools/check_shards.py")
+        self._maps[shard] = opened
         return opened
 
 
@@ -173,7 +279,20 @@ def _check_size(path: Path, wanted: int) -> None:
         raise ShardError(f"{path} is missing; run the same tools/convert.py again, it writes what is missing")
     size = path.stat().st_size
     if size != wanted:
-        raise ShardError(
-            f"{path} has {size} bytes, its manifest says {wanted}: it is cut or damaged; "
-            "run the same tools/convert.py again, it writes what is missing"
-        )
+        raise ShardError(_other_size(path, size, wanted))
+
+
+def _other_size(path: Path, size: int, wanted: int) -> str:
+    return (
+        f"{path} has {size} bytes, its manifest says {wanted}: it is cut or damaged; "
+        "run the same tools/convert.py again, it writes what is missing"
+    )
+
+
+def _allow_open_files(number: int) -> None:
+    """Raise this process's limit of open files, where it may: every memory map holds its file open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number + 1024
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))

@@ -12,6 +12,10 @@ from typing import Literal
 from ecgfm.errors import ConfigError
 from ecgfm.leads import LEADS
 
+LEAST_STD_MV = 0.005
+"""What a window's own standard deviation is at the least: a lead that is quieter than 5 microvolt is flat, and its
+noise shall not be blown up to a signal."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SignalContract:
@@ -25,10 +29,13 @@ class SignalContract:
     """Unit of `mean_mv` and `std_mv`, and of the signal before normalisation."""
     highpass_hz: float | None = None
     """Corner of the zero-phase high-pass filter that comes before resampling, as `ecgfm.signal.highpass` has it."""
+    scale: Literal["fixed", "record"] = "fixed"
+    """Fixed: (signal - mean_mv) / std_mv. Record: in their place stand the mean and the standard deviation (over T, at
+    least 0.005 mV) of each lead of the very window that the encoder is given."""
     mean_mv: tuple[float, ...]
-    """Per lead, subtracted."""
+    """Per lead, of the signals in pretraining."""
     std_mv: tuple[float, ...]
-    """Per lead, divided by."""
+    """Per lead, likewise."""
     clip: float = 5.0
     """Normalised values are clipped to plus and minus this."""
     window_samples: int

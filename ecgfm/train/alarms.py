@@ -27,9 +27,16 @@ class Alarms:
     """Steps in a row with a loss or gradient that is not finite after which the run ends. Each is skipped on all
     ranks, and its records are written to bad_steps.jsonl."""
     rank_share: float = 0.2
-    """Alarm when effective_rank falls below this share of what it was at the end of the warm-up; 0 for never."""
+    """Alarm when effective_rank (of tokens) or feature_rank (of pooled features) falls below this share of what it was
+    at the end of the warm-up; 0 for never."""
     std_share: float = 0.2
-    """Likewise for target_std."""
+    """Likewise for target_std (of tokens) and feature_std."""
+    uniformity_share: float = 0.02
+    """Likewise for uniformity, which is below 0 and goes to 0 in a collapse. Of few windows a rank it is noisy: that of
+    8 changes tenfold from step to step."""
+    entropy: tuple[float, float] = (0.02, 0.98)
+    """Alarm after the warm-up when target_entropy or usage_entropy, of objectives with softmax targets, leaves these
+    bounds: 0 is one class always. The upper one is for target_entropy only: codes may be used evenly. 0 1 for never."""
     spike: float = 3.0
     """Alarm when a logged loss is above so many times the median of the 21 before it."""
     stop_after: int | None = None
@@ -38,9 +45,12 @@ class Alarms:
     def __post_init__(self) -> None:
         if self.max_bad_steps < 1:
             raise ConfigError(f"--alarms.max-bad-steps must be at least 1, got {self.max_bad_steps}")
-        for name in ("rank_share", "std_share"):
+        for name in ("rank_share", "std_share", "uniformity_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"--alarms.{name.replace('_', '-')} must be in 0..1, got {getattr(self, name)}")
+        if not 0 <= self.entropy[0] < self.entropy[1] <= 1:
+            low, high = self.entropy
+            raise ConfigError(f"--alarms.entropy needs 0 <= low < high <= 1, got {low} {high}")
         if not self.spike > 1:
             raise ConfigError(f"--alarms.spike must be above 1, got {self.spike}")
         if self.stop_after is not None and self.stop_after < 1:
@@ -122,25 +132,51 @@ class Watch:
 
         Args:
             step: Finished steps.
-            figures: Of them `loss`, `effective_rank` and `target_std` are looked at, where they are there and finite.
+            figures: Of them `loss` and the figures of collapse are looked at, where they are there and finite.
         """
-        memory, found = self._memory, []
-        for name, share in (("effective_rank", self.config.rank_share), ("target_std", self.config.std_share)):
-            value = figures.get(name, math.nan)
-            if step < self.warmup_steps or not math.isfinite(value):
-                continue
-            before = memory.reference.setdefault(name, value)
-            if value < share * before:
-                found.append(f"collapse: {name} {value:.3g}, {before:.3g} at the end of the warm-up")
+        memory, config, found = self._memory, self.config, []
+        if step >= self.warmup_steps:
+            found += self._collapse(figures)
+            found += self._entropy(figures)
         loss = figures.get("loss", math.nan)
         if math.isfinite(loss):
             usual = median(memory.losses) if len(memory.losses) > SPIKE_MEMORY // 2 else math.inf
             # Of a loss that may be negative, such as a similarity, a multiple says nothing.
-            if usual > 0 and loss > self.config.spike * usual:
+            if usual > 0 and loss > config.spike * usual:
                 found.append(f"spike: loss {loss:.3g}, usually {usual:.3g}")
             memory.losses = [*memory.losses, loss][-SPIKE_MEMORY:]
         memory.alarmed_in_row = memory.alarmed_in_row + 1 if found else 0
         return tuple(found)
+
+    def _collapse(self, figures: Mapping[str, float]) -> list[str]:
+        config, reference, found = self.config, self._memory.reference, []
+        shares = {
+            "effective_rank": config.rank_share,
+            "feature_rank": config.rank_share,
+            "target_std": config.std_share,
+            "feature_std": config.std_share,
+            "uniformity": config.uniformity_share,
+        }
+        for name, share in shares.items():
+            value = figures.get(name, math.nan)
+            if not math.isfinite(value):
+                continue
+            before = reference.setdefault(name, value)
+            # All of them are nearer 0 the worse it is; only uniformity is below it.
+            if abs(value) < share * abs(before):
+                found.append(f"collapse: {name} {value:.3g}, {before:.3g} at the end of the warm-up")
+        return found
+
+    def _entropy(self, figures: Mapping[str, float]) -> list[str]:
+        low, high = self.config.entropy
+        found = []
+        for name in ("target_entropy", "usage_entropy"):
+            value = figures.get(name, math.nan)
+            if value < low:
+                found.append(f"collapse: {name} {value:.3g} of an even one's, one class takes all")
+            if value > high and name == "target_entropy":
+                found.append(f"collapse: {name} {value:.3g} of an even one's, no target prefers any class")
+        return found
 
     def verdict(self, alarms: tuple[str, ...]) -> TrainingError | None:
         """Return why the run must end, when there were alarms for too long; `alarms` are the last step's."""

@@ -1,4 +1,4 @@
-"""What a run tells: a live line, metrics.jsonl, bad_steps.jsonl and TensorBoard. Only rank 0 has one.
+"""What a run tells: a live line, metrics.jsonl, bad_steps.jsonl, TensorBoard and other boards. Only rank 0 has one.
 
 metrics.jsonl has a line for each logged step, bad_steps.jsonl one for each skipped step, flushed as they are written.
 A run that goes on from a checkpoint removes the lines after it first, so that each step stands there once.
@@ -15,10 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from ecgfm.run_folder import BAD_STEPS, METRICS, read_metrics
 from ecgfm.shards.manifest import write_bytes
-
-METRICS = "metrics.jsonl"
-BAD_STEPS = "bad_steps.jsonl"
+from ecgfm.train.monitor import Monitor, MonitorConfig
 
 
 class RunLog:
@@ -28,9 +27,14 @@ class RunLog:
         run: Folder of the run.
         first_step: Finished steps at the start.
         last_step: Finished steps at the end.
+        monitor: Other boards.
+
+    Raises:
+        ConfigError: Another board does not let us in.
     """
 
-    def __init__(self, run: Path, first_step: int, last_step: int) -> None:
+    def __init__(self, run: Path, first_step: int, last_step: int, monitor: MonitorConfig) -> None:
+        self._monitor = Monitor(monitor, run)
         self.console = Console()
         for name in (METRICS, BAD_STEPS):
             kept = [line for line in read_metrics(run, name) if line["step"] <= first_step]
@@ -64,15 +68,19 @@ class RunLog:
 
     def metrics(self, figures: dict[str, Any]) -> None:
         """Write one line of metrics; `step` is among the figures, and words are among them where there is an alarm."""
-        self._file.write(json.dumps(figures) + "\n")
+        self._file.write(json.dumps({"step": figures["step"], "time": round(time.time(), 1), **figures}) + "\n")
         self._file.flush()
+        numbers = {name: value for name, value in figures.items() if name != "step" and not isinstance(value, str)}
         for name, value in figures.items():
             if isinstance(value, str):
                 self._board.add_text(name, value, figures["step"])
-            elif name != "step":
-                self._board.add_scalar(name, value, figures["step"])
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, figures["step"])
+        self._monitor.write(figures["step"], numbers)
         loss = f"loss {figures['loss']:.4f}" if "loss" in figures else "no good step"
         shown = f"{loss}  lr {figures['lr']:.2e}  {figures['records_per_s']:,.0f} records/s"
+        if figures.get("loader_wait", 0) > 0.1:
+            shown += f" ({figures['loader_wait']:.0%} of the time waiting for the loader)"
         self._bar.update(self._task, figures=shown)
         if not self.console.is_terminal:
             now, (then, first) = time.perf_counter(), self._began
@@ -89,17 +97,3 @@ class RunLog:
         self._bar.stop()
         self._file.close()
         self._board.close()
-
-
-def read_metrics(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics, or of its bad steps; a last line that a kill cut short is left out."""
-    path = run / name
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines

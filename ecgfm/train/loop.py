@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,36 @@ import torch
 from ecgfm import config
 from ecgfm.data.batch import Batch, Draws
 from ecgfm.data.loader import Loader
-from ecgfm.data.prepare import Prepare
-from ecgfm.errors import ConfigError
+from ecgfm.errors import CheckpointError, ConfigError, ShardError
 from ecgfm.objectives.base import Losses, Progress
 from ecgfm.shards.reader import Shards
 from ecgfm.signal.contract import SignalContract
 from ecgfm.train import checkpoint
 from ecgfm.train.alarms import Watch
+from ecgfm.train.checkpoint_writer import Saver
 from ecgfm.train.engine import Engine
-from ecgfm.train.figures import Meter
+from ecgfm.train.engine_config import check_device
+from ecgfm.train.figures import Meter, WindowCost
+from ecgfm.train.flops import peak_tflops, window_flops
 from ecgfm.train.health import look_at, skip_step
 from ecgfm.train.log import RunLog
-from ecgfm.train.opening import introduce, shard_facts, write_settings
+from ecgfm.train.opening import introduce, open_log, shard_facts, write_settings
 from ecgfm.train.optim import build_optimizer, set_values
-from ecgfm.train.plan import check_data, dry_run, run_loader, run_objective, signal_contract
+from ecgfm.train.plan import (
+    check_data,
+    dry_run,
+    fetch_data,
+    open_shards,
+    run_loader,
+    run_objective,
+    run_prepare,
+    signal_contract,
+)
+from ecgfm.train.quality import Quality
 from ecgfm.train.run import Run, check_run, check_same, identity
+from ecgfm.train.skipped import Skipped
 from ecgfm.train.stop import EX_INTERRUPTED, EX_REQUEUE, Stop, stopping
-from ecgfm.train.world import World, end_world, start_world
+from ecgfm.train.world import World, end_world, has_gpu, start_world
 
 
 def train(run: Run) -> None:
@@ -42,9 +56,10 @@ def train(run: Run) -> None:
     """
     if not run.data.shards:
         raise ConfigError("--data.shards is missing: give one or more folders that tools/convert.py wrote")
-    shards = Shards(run.data.shards)
+    shards = open_shards(run)
     contract = signal_contract(run, shards)
     check_run(run, contract.window_samples)
+    check_device(run.engine, gpu=has_gpu())
     settings = identity(run)
     found = _found(run)
     if found:
@@ -55,7 +70,11 @@ def train(run: Run) -> None:
     world = start_world(run.engine.timeout_min)
     try:
         with world.naming_the_lost():
-            _train(run, world, shards, contract, settings, found)
+            _train(run, world, shards, contract, settings)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CheckpointError(f"the disk of {run.out} is full: {error}; free space and run the same command") from error
     finally:
         end_world()
 
@@ -63,11 +82,9 @@ def train(run: Run) -> None:
 def _found(run: Run) -> tuple[Path, checkpoint.State] | None:
     """Return the newest checkpoint in the run's folder, if there is one to go on from."""
     there = checkpoint.checkpoints(run.out)
-    if not there:
-        return None
-    if not run.resume:
+    if there and not run.resume:
         raise ConfigError(f"{run.out} holds a run already ({there[-1].name}): give another --out, or drop --no-resume")
-    return there[-1], checkpoint.read_state(there[-1])
+    return checkpoint.newest(run.out)
 
 
 def _train(
@@ -76,10 +93,13 @@ def _train(
     shards: Shards,
     contract: SignalContract,
     settings: dict[str, Any],
-    found: tuple[Path, checkpoint.State] | None,
 ) -> None:
+    world.agree(fetch_data(run, shards), patient=True)
     leaks, fault = check_data(run) if world.rank == 0 else (None, None)
     world.agree(fault, patient=True)
+    found, notes = checkpoint.settle(world, run.out)
+    if found:
+        check_same(found[1].identity, settings, run)
     start = found[1].step if found else 0
     position = found[1].records_seen if found else 0
     on_gpu = world.device.type == "cuda"
@@ -94,11 +114,12 @@ def _train(
         clip_norm=run.optim.clip_norm,
     )
     if found:
-        checkpoint.load(engine, *found)
+        checkpoint.load(engine, found[0])
     world.agree(write_settings(run, engine) if world.rank == 0 else None)
-    log = RunLog(run.out, start, run.last_step) if world.rank == 0 else None
+    log, fault = open_log(run, start) if world.rank == 0 else (None, None)
+    world.agree(fault, patient=True)
     if log:
-        for note in leaks.notes if leaks else ():
+        for note in (*notes, *(leaks.notes if leaks else ())):
             log.say(note)
         introduce(log, run, world, loader, objective, config.fingerprint(settings), start)
     facts = {
@@ -152,15 +173,22 @@ class _Training:
         self.world, self.objective = engine.world, engine.objective
         self.watch, self.log, self.stop, self.facts = watch, log, stop, facts
         self.step, self.position = step, loader.position
-        manifests = loader.shards.manifests
-        scales = manifests if run.data.scale == "database" else [contract] * len(manifests)
-        self.prepare = Prepare(
-            torch.tensor([scale.mean_mv for scale in scales]),
-            torch.tensor([scale.std_mv for scale in scales]),
-            contract.clip,
-        ).to(self.world.device)
-        self.meter = Meter(engine)
+        self.prepare = run_prepare(run, loader.shards, contract).to(self.world.device)
+        self.quality = Quality(run, engine, loader, contract, self.prepare, log)
+        self.meter = Meter(engine, _window_cost(run, contract, self.world.device))
+        self.saver = Saver(
+            engine,
+            run.out,
+            contract,
+            keep=run.keep_checkpoints,
+            keep_every=run.keep_every,
+            say=log.say if log else None,
+        )
         self.last_metrics: dict[str, Any] = {}
+        self.fault: ShardError | None = None
+        self.skipped: Skipped | None = None
+        if loader.replacements:
+            self.skipped = Skipped(loader.replacements, self.world, run.out, loader.position, run.data.max_skipped, log)
 
     def go(self) -> None:
         """Train, log, save."""
@@ -170,22 +198,36 @@ class _Training:
         try:
             while self.step < run.last_step:
                 log_now = (self.step + 1) % run.log_every == 0 or self.step + 1 == run.last_step
+                log_now |= self.quality.due(self.step + 1)
                 values = run.optim.values(self.step)
                 losses = self._step(batches, values, measure=log_now)
+                reason = self.stop.reason()
+                # A checkpoint that could not be written ends the run in what saves the next one.
+                stop_now = self.world.any(reason is not None or self.saver.failed() or self.fault is not None)
+                if stop_now:
+                    self._tell_fault()
+                save_now = stop_now or self.step % run.checkpoint_every == 0 or self.step == run.last_step
+                if self.skipped and (log_now or save_now):
+                    self.skipped.report(self.step, self.position, run.data.batch_size)
                 if log_now:
                     self.last_metrics = self.meter.figures(self.step, losses, values)
+                    if self.skipped and self.skipped.total:
+                        self.last_metrics["skipped_records"] = self.skipped.total
+                    if not stop_now:  # then saving comes first
+                        self.last_metrics |= self.quality.figures(self.step)
+                        self.meter.pause()
                     look_at(self.world, self.last_metrics, self.watch, self.log)
                 if self.log:
                     self.log.advance(self.step)
-                reason = self.stop.reason()
-                stop_now = self.world.any(reason is not None)
-                if stop_now or self.step % run.checkpoint_every == 0 or self.step == run.last_step:
+                if save_now:
                     self._save()
                     saved = self.step
                 if stop_now:
                     break
+            self.saver.finish()
         finally:
             batches.close()  # type: ignore[attr-defined]
+            self.saver.close()
         assert saved == self.step
         if self.step < run.last_step:
             self.stop.status = EX_INTERRUPTED if self.world.any(self.stop.interrupted()) else EX_REQUEUE
@@ -199,7 +241,9 @@ class _Training:
         set_values(self.engine.param_groups, values)
         micro_losses = []
         for micro in range(self.run.engine.accumulation):
-            batch = self._views(next(batches), micro)
+            with self.meter.waiting():
+                read = self._next(batches)
+            batch = self._views(read, micro)
             losses = self.engine.forward(batch, at)
             self.engine.backward(losses["loss"])
             micro_losses.append(losses["loss"].detach())
@@ -208,13 +252,32 @@ class _Training:
         self.step += 1
         loss_M = torch.stack(micro_losses)
         if self.engine.applied:
-            values |= self.objective.after_step(at)
+            values |= self.engine.after_step(at)
             self.watch.good_step()
-        else:
+        elif not self.engine.rescaled or self.world.any(not bool(torch.isfinite(loss_M).all())):
             skip_step(self.world, self.loader, self.position, self.step, loss_M, self.watch, self.log)
+        if self.engine.loss_scale is not None:
+            values["loss_scale"] = self.engine.loss_scale
         self.meter.step(loss_M, self.run.data.batch_size, good=self.engine.applied)
         self.position += self.run.data.batch_size
         return losses
+
+    def _next(self, batches: Any) -> Batch:
+        """Return the next micro-batch. When it cannot be read, one of zeros: no other rank shall wait in this step."""
+        if self.fault is None:
+            try:
+                batch: Batch = next(batches)
+                return batch
+            except ShardError as error:
+                self.fault = error
+        return self.loader.blank()
+
+    def _tell_fault(self) -> None:
+        """Raise on every rank, when one could not read its windows. All ranks must call it."""
+        try:
+            self.world.agree(self.fault)
+        except CheckpointError as error:  # as the other ranks hear of it
+            raise ShardError(str(error)) from error
 
     def _views(self, batch: Batch, micro: int) -> Batch:
         """Return what the objective sees of a micro-batch of the coming step."""
@@ -232,7 +295,18 @@ class _Training:
     def _save(self) -> None:
         state = {"step": self.step, "records_seen": self.position, "last_metrics": self.last_metrics, **self.facts}
         state["alarms"] = self.watch.memory()
-        folder = checkpoint.save(self.engine, self.run.out, state, self.contract, self.run.keep_checkpoints)
+        self.saver.save(state)
         self.meter.pause()
-        if self.log:
-            self.log.say(f"step {self.step:,}: wrote {folder}")
+
+
+def _window_cost(run: Run, contract: SignalContract, device: torch.device) -> WindowCost:
+    """Return what a window takes, and what the device can do."""
+    with torch.device("meta"):
+        objective = run_objective(run, contract)
+    peak = peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    samples = contract.window_samples
+    return WindowCost(
+        tokens=samples // run.encoder.patch_samples,
+        flops=window_flops(objective, num_leads=len(contract.leads), window_samples=samples, seed=run.seed),
+        peak_tflops=run.monitor.peak_tflops or peak,
+    )

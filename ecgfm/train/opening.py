@@ -13,6 +13,7 @@ from ecgfm.objectives.base import Objective
 from ecgfm.shards.manifest import manifest_sha256, write_json
 from ecgfm.train.engine import Engine
 from ecgfm.train.log import RunLog
+from ecgfm.train.plan import reading
 from ecgfm.train.run import Run
 from ecgfm.train.world import World
 
@@ -32,11 +33,20 @@ def write_settings(run: Run, engine: Engine) -> Exception | None:
     return None
 
 
+def open_log(run: Run, start: int) -> tuple[RunLog | None, Exception | None]:
+    """Open the run's log on rank 0; another board may keep it waiting, or not let it in."""
+    try:
+        return RunLog(run.out, start, run.last_step, run.monitor), None
+    except EcgfmError as error:
+        return None, error
+
+
 def introduce(
     log: RunLog, run: Run, world: World, loader: Loader, objective: Objective, fingerprint: str, start: int
 ) -> None:
     """Say what is about to happen."""
-    weights = sum(weight.numel() for weight in objective.published().parameters()) / 1e6
+    # ZeRO 3 leaves a piece of a weight, and remembers how large it was.
+    weights = sum(getattr(weight, "ds_numel", weight.numel()) for weight in objective.published().parameters()) / 1e6
     batch = f"{world.size} ranks x {loader.rows[1] - loader.rows[0]} windows"
     if run.engine.accumulation > 1:
         batch += f" x {run.engine.accumulation} micro-batches"
@@ -49,6 +59,8 @@ def introduce(
         log.say(
             f"{skipped:,} records are left out: of a held-out split, shorter than {run.data.window_s:g} s, or flagged"
         )
+    for line in reading(run, loader):
+        log.say(line)
     epochs = loader.mixture.epochs(run.optim.schedule_steps * run.data.batch_size)
     if run.data.weights:
         listed = ", ".join(f"{name} {count:.3g}" for name, count in epochs.items())

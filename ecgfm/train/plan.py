@@ -16,19 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ecgfm.data.loader import Loader
+from ecgfm import config
+from ecgfm.data.loader import Loader, Streaming
 from ecgfm.data.mixture import parse_weights
-from ecgfm.errors import CheckpointError, EcgfmError
+from ecgfm.data.places import fill_cache, shard_source, stop_fetching
+from ecgfm.data.prepare import Prepare
+from ecgfm.data.validation import ValidationWindows, hold_out_, validation_windows
+from ecgfm.errors import CheckpointError, ConfigError, EcgfmError
 from ecgfm.leads import LEADS
 from ecgfm.objectives.base import Objective, build_objective
 from ecgfm.rng import derive
 from ecgfm.shards.check import require_whole
 from ecgfm.shards.leaks import LeakReport, require_no_leak
+from ecgfm.shards.manifest import read_manifest
 from ecgfm.shards.reader import Shards
 from ecgfm.signal.contract import SignalContract
 from ecgfm.train import checkpoint
-from ecgfm.train.engine_config import deepspeed_settings
-from ecgfm.train.run import Run
+from ecgfm.train.engine import recompute_
+from ecgfm.train.engine_config import MASTERS, deepspeed_settings
+from ecgfm.train.probe_hook import ProbeHook
+from ecgfm.train.run import Run, places
 
 
 def signal_contract(run: Run, shards: Shards) -> SignalContract:
@@ -45,6 +52,7 @@ def signal_contract(run: Run, shards: Shards) -> SignalContract:
         std_mv=tuple(std.tolist()),
         highpass_hz=_common_highpass(shards),
         clip=run.data.clip,
+        scale="record" if run.data.scale == "record" else "fixed",
         window_samples=round(run.data.window_s * shards.rate_hz),
     )
 
@@ -62,11 +70,38 @@ def _common_highpass(shards: Shards) -> float | None:
 def check_data(run: Run) -> tuple[LeakReport | None, Exception | None]:
     """Return what is known of the run's records, and what forbids to train on them: damage, or a held-out record."""
     try:
-        for folder in run.data.shards if run.data.verify else ():
-            require_whole(folder)
-        return require_no_leak(run.data.shards, run.data.held_out), None
+        for place in places(run) if run.data.verify else ():
+            if not (run.dry_run and place.remote):
+                require_whole(place.folder)
+        held_out = run.data.held_out + ((run.probe.shards,) if run.probe.shards else ())
+        return require_no_leak([place.folder for place in places(run)], held_out), None
     except EcgfmError as error:
         return None, error
+
+
+def open_shards(run: Run) -> Shards:
+    """Return the run's records; those of elsewhere as their manifests say, until `fetch_data` has run.
+
+    Raises:
+        ConfigError: An address that cannot be read from.
+        ShardError: A manifest or shard is missing, cut, or not what it should be.
+    """
+    here = not run.data.streamed and not any(place.remote for place in places(run))
+    shards = Shards([place.folder for place in places(run)], here=here)
+    hold_out_(shards, run.data.validation_share)
+    return shards
+
+
+def fetch_data(run: Run, shards: Shards) -> Exception | None:
+    """Fetch what the cache lacks; return what went wrong. Every rank does it, and the first of a machine fetches."""
+    if run.data.streamed:
+        return None
+    try:
+        fill_cache(places(run))
+        shards.check_sizes()
+    except EcgfmError as error:
+        return error
+    return None
 
 
 def run_loader(
@@ -77,6 +112,14 @@ def run_loader(
     Raises:
         ConfigError: No record may be used, or the batch cannot be split evenly.
     """
+    streaming = None
+    if run.data.streamed:
+        streaming = Streaming(
+            read_shard=shard_source(places(run), shards),
+            block_shards=run.data.stream_block,
+            readers=run.data.stream_readers,
+            stop=lambda: stop_fetching(places(run)),
+        )
     return Loader(
         shards,
         window_samples=contract.window_samples,
@@ -89,7 +132,68 @@ def run_loader(
         exclude_flags=run.data.exclude_flags,
         weights=parse_weights(run.data.weights),
         pin_memory=pin_memory,
+        streaming=streaming,
+        skip_damaged=run.data.on_corrupt == "skip",
+        check_records=run.data.check_records,
     )
+
+
+def run_prepare(run: Run, shards: Shards, contract: SignalContract) -> Prepare:
+    """Return what normalises the run's windows."""
+    scales = shards.manifests if run.data.scale == "database" else [contract] * len(shards.manifests)
+    return Prepare(
+        torch.tensor([scale.mean_mv for scale in scales]),
+        torch.tensor([scale.std_mv for scale in scales]),
+        contract.clip,
+        per_window=run.data.scale == "record",
+    )
+
+
+def run_validation(run: Run, shards: Shards, contract: SignalContract) -> ValidationWindows | None:
+    """Return the windows that the run validates on; None where it does not.
+
+    Raises:
+        ConfigError: Patients were held out for it, and none of their records can be used.
+    """
+    if not run.data.validation_windows:
+        return None
+    samples, flags = contract.window_samples, run.data.exclude_flags
+    found = validation_windows(shards, samples, flags, run.data.validation_windows, by_shard=run.data.streamed)
+    if found is None and run.data.validation_share:
+        raise ConfigError(
+            f"--data.validation-share {run.data.validation_share:g} holds out patients all of whose records are "
+            f"shorter than --data.window-s {run.data.window_s:g} or have a flag of --data.exclude-flags; give a larger "
+            "share"
+        )
+    return found
+
+
+def run_probe(run: Run, shards: Shards, contract: SignalContract) -> ProbeHook | None:
+    """Return the probe of the run; None where it has none.
+
+    Raises:
+        ConfigError: It cannot be done.
+        ShardError: Its shards are missing or damaged.
+    """
+    if run.probe.shards is None:
+        return None
+    return ProbeHook(run.probe, shards, config.to_dict(run.encoder), contract)
+
+
+def quality_plan(run: Run, windows: ValidationWindows | None, probe: ProbeHook | None) -> list[str]:
+    """Return what is said of validation and probe."""
+    lines = []
+    if windows:
+        lines.append(
+            f"validation: {len(windows):,} windows of {windows.records:,} records of {windows.patients:,} patients, "
+            f"every {run.validate_every or run.checkpoint_every:,} steps"
+        )
+    if probe:
+        lines.append(
+            f"probe: {probe.target.label} in {len(probe.index_N):,} records of {len(set(probe.target.patients)):,} "
+            f"patients, every {run.probe.every or run.checkpoint_every:,} steps"
+        )
+    return lines
 
 
 def run_objective(run: Run, contract: SignalContract) -> Objective:
@@ -115,6 +219,8 @@ class Sizes:
     """AdamW's two averages; split over the ranks from ZeRO stage 1 on."""
     checkpoint_bytes: int
     """On the disk."""
+    copy_bytes: int
+    """In the memory of rank 0, while it writes a checkpoint and the run goes on."""
 
 
 def sizes(objective: Objective) -> Sizes:
@@ -129,6 +235,7 @@ def sizes(objective: Objective) -> Sizes:
         ),
         optimizer_bytes=8 * trained,
         checkpoint_bytes=checkpoint.needed_bytes(objective),
+        copy_bytes=checkpoint.collected_bytes(objective),
     )
 
 
@@ -150,7 +257,12 @@ def dry_run(run: Run, shards: Shards, contract: SignalContract, found: checkpoin
     deepspeed_settings(run.engine, micro_batch_size=loader.rows[1] - loader.rows[0], clip_norm=run.optim.clip_norm)
     with torch.device("meta"):
         objective = run_objective(run, contract)
+    if run.engine.checkpoint_activations:
+        recompute_(objective)
+    quality = quality_plan(run, run_validation(run, shards, contract), run_probe(run, shards, contract))
     for line in plan(run, loader, sizes(objective), report, ranks, found.step if found else 0, disk_room(run.out)):
+        print(line)
+    for line in quality:
         print(line)
 
 
@@ -187,22 +299,27 @@ def plan(run: Run, loader: Loader, size: Sizes, leaks: LeakReport, ranks: int, s
             "free space or give another --out"
         )
     split = ranks if run.engine.zero_stage else 1
+    masters = run.engine.precision in MASTERS
+    weights = size.weights_bytes // (2 if masters else 1) // (ranks if run.engine.zero_stage == 3 else 1)
+    state = size.optimizer_bytes * 3 // 2 if masters else size.optimizer_bytes
     steps = max(run.last_step - start, 0)
     windows = steps * run.data.batch_size
-    # The newest is written before the oldest is removed.
-    most = run.keep_checkpoints + 1
+    # The newest is written before the oldest is removed. Those for ever may be among the newest: not fewer than this.
+    most = run.keep_checkpoints + 1 + (run.last_step // run.keep_every if run.keep_every else 0)
     lines = [
         f"plan of {run.out}: nothing is written and nothing is trained",
         f"model: encoder {size.encoder:,} parameters; {size.total:,} in all, {size.trained:,} of them trained",
-        f"each rank: weights {_mb(size.weights_bytes)}, optimizer state {_mb(size.optimizer_bytes // split)} of "
-        f"{_mb(size.optimizer_bytes)}; gradients, activations and the engine's copies come on top",
-        f"checkpoint: about {_mb(size.checkpoint_bytes)}, at most {most} at once; {_mb(free)} free at {run.out}",
+        f"each rank: weights {_mb(weights)}, optimizer state {_mb(state // split)} of "
+        f"{_mb(state)}; gradients, activations and the engine's copies come on top",
+        f"checkpoint: about {_mb(size.checkpoint_bytes)}, at most {most} at once; {_mb(free)} free at {run.out}; "
+        f"while it is written rank 0 keeps a copy of {_mb(size.copy_bytes)} in its memory",
         f"steps: {start:,} to {run.last_step:,} of schedules of {run.optim.schedule_steps:,}, a checkpoint every "
         f"{run.checkpoint_every:,}",
         f"batch: {run.data.batch_size:,} windows = {ranks} ranks x {loader.rows[1] - loader.rows[0]} x "
         f"{run.engine.accumulation} micro-batches",
         f"windows: {windows:,} of {run.data.window_s:g} s, {windows * run.data.window_s / 3600:,.1f} h to see",
         *_databases(loader, run.last_step * run.data.batch_size),
+        *reading(run, loader),
     ]
     left_out = len(loader.shards) - len(loader.records)
     if left_out:
@@ -214,6 +331,24 @@ def plan(run: Run, loader: Loader, size: Sizes, leaks: LeakReport, ranks: int, s
     if free < most * size.checkpoint_bytes:
         lines.append(f"warning: the disk has no room for {most} checkpoints: free space, or lower --keep-checkpoints")
     return lines
+
+
+def reading(run: Run, loader: Loader) -> list[str]:
+    """Return what is to be said of shards that are not read by index from a folder."""
+    there = [place for place in places(run) if place.remote]
+    listed = ", ".join(map(str, there)) or "the folders"
+    shards = [shard for manifest in loader.shards.manifests for shard in manifest.shards]
+    size = sum(shard.bytes for shard in shards)
+    if run.data.streamed:
+        block = run.data.stream_block * max(shard.bytes for shard in shards)
+        return [
+            f"streamed: {len(shards):,} shards ({size / 1e9:,.2f} GB) of {listed}, read by every rank; in memory, over "
+            f"the ranks together, up to {2 * len(loader.mixture.parts) * block / 1e9:,.2f} GB"
+        ]
+    if there:
+        size = sum(shard.bytes for place in there for shard in read_manifest(place.folder).shards)
+        return [f"cache: {listed} is kept in {run.data.cache} ({size / 1e9:,.2f} GB)"]
+    return []
 
 
 def _databases(loader: Loader, positions: int) -> list[str]:

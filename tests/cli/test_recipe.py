@@ -133,7 +133,7 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before_whole(
         done = command(RECIPE, *tiny, "--out", disk / "run", "--checkpoint-every", "1")
         assert done.returncode == 1
         assert "MB free and a checkpoint takes about" in done.stderr, done.stderr[-2000:]
-        kept = [path.name for path in (disk / "run" / "checkpoints").iterdir()]
+        kept = [path.name for path in (disk / "run" / "checkpoints").iterdir() if path.name != "latest"]
         assert kept and not any(name.endswith(".tmp") for name in kept)
         assert json.loads((disk / "run" / "checkpoints" / kept[0] / "state.json").read_text())["step"] == 1
     finally:

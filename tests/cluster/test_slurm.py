@@ -118,3 +118,34 @@ def test_an_array_job_converts_a_database_a_task(tmp_path: Path, slurm: Slurm, t
     assert (out / "georgia" / "manifest.json").is_file()
     assert "nothing" in Path(f"{log}-1").read_text()
     assert "--array=0-1" in Path(f"{log}-2").read_text()
+
+
+def test_an_array_job_probes_an_encoder_once_a_seed(
+    tmp_path: Path, slurm: Slurm, tiny: list[str], command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    recordings, shards, run, encoder, out = (tmp_path / name for name in ("rec", "shards", "run", "encoder", "probe"))
+    for made in (
+        ["tools/synthesise.py", recordings, "--records", "60"],
+        ["tools/convert.py", "synthetic", recordings, shards],
+        ["recipes/jepa_vit.py", *tiny, "--data.shards", shards, "--steps", "2", "--out", run],
+        ["tools/export.py", run, encoder],
+    ):
+        done = command(*made)
+        assert done.returncode == 0, done.stderr[-3000:]
+    log = tmp_path / "log"
+    words = ["tools/probe.py", str(encoder), str(shards), "--label", "synthetic:lbbb", "--untrained", "1"]
+    words += ["--seed", "{task}", "--out", f"{out}-{{task}}"]
+    job = slurm.submit("finetune.sbatch", Path(f"{log}-%a"), *words, options="--array=3-4")
+    for task in (3, 4):
+        slurm.wait(f"{job}_{task}", "COMPLETED", Path(f"{log}-{task}"))
+        probe = json.loads((Path(f"{out}-{task}") / "probe.json").read_text())
+        assert probe["results"][0]["label"] == "synthetic:lbbb" and probe["seed"] == task
+    for options, expected, mistaken in (
+        ("--array=0-1", "all tasks of --array would do the same", words[:-4]),
+        ("", "submit with --array", words),
+        ("", "must be a command", ["tools/nothing.py"]),
+    ):
+        job = slurm.submit("finetune.sbatch", log, *mistaken, options=options)
+        slurm.wait(job + ("_0" if options else ""), "FAILED", log)
+        assert expected in log.read_text()
+        log.unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -12,28 +11,8 @@ from sklearn.decomposition import PCA
 
 from ecgfm.errors import ConfigError
 from ecgfm.eval.bootstrap import Interval
-from ecgfm.eval.plots import plot_features, plot_losses, plot_probe, save
+from ecgfm.eval.plots import plot_features, plot_probe, save
 from ecgfm.eval.probe import Result
-
-
-def test_losses_are_drawn_against_the_step_and_a_cut_last_line_is_passed_over(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    rows = [{"step": step, "loss": 1 / step, "target_std": 0.5, "lr": 1e-3} for step in range(10, 60, 10)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 60, "lo')
-    figure = plot_losses(path)
-    shown = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
-    assert list(shown) == ["loss", "spread of the targets", "learning rate"]
-    line = shown["loss"].lines[0]
-    assert np.asarray(line.get_xdata()).tolist() == [10, 20, 30, 40, 50]
-    assert np.asarray(line.get_ydata()) == pytest.approx([1 / step for step in range(10, 60, 10)])
-
-
-def test_a_run_without_figures_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="does not exist"):
-        plot_losses(tmp_path / "metrics.jsonl")
-    (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(ConfigError, match="no figures yet"):
-        plot_losses(tmp_path / "metrics.jsonl")
 
 
 def test_features_are_placed_by_their_principal_components() -> None:

@@ -12,7 +12,7 @@ from ecgfm import config, parts
 from ecgfm.data.batch import Batch, Draws
 from ecgfm.encoders.base import Encoder
 from ecgfm.encoders.vit import ViT
-from ecgfm.objectives.base import Losses, Objective, Progress, build_objective
+from ecgfm.objectives.base import Losses, Objective, Progress, build_objective, move_averages_
 
 ENCODER = ViT.Config(width=16, num_leads=3, patch_samples=25, depth=1, num_heads=2)
 WINDOW = 1000
@@ -90,10 +90,33 @@ def test_the_published_encoder_learns(settings: Objective.Config) -> None:
     optimizer = torch.optim.SGD((weight for weight in objective.parameters() if weight.requires_grad), lr=0.1)
     torch.autograd.backward(losses(objective)["loss"])
     optimizer.step()
-    figures = objective.after_step(Progress(step=0, schedule_steps=100))
+    figures = move_averages_(objective, Progress(step=0, schedule_steps=100))
     assert all(isinstance(figure, float) for figure in figures.values())
     after = objective.published().state_dict()
     assert any(not torch.equal(weight, after[name]) for name, weight in before.items())
+
+
+def test_what_follows_is_alike_in_float32_and_not_trained_and_what_is_followed_is(settings: Objective.Config) -> None:
+    objective = build(settings)
+    for target, source in objective.averages():
+        follower, followed = dict(target.named_parameters()), dict(source.named_parameters())
+        assert {name: weight.shape for name, weight in follower.items()} == {
+            name: weight.shape for name, weight in followed.items()
+        }
+        assert all(weight.requires_grad for weight in followed.values())
+        assert not any(weight.requires_grad for weight in follower.values())
+        assert 0 <= objective.momentum(Progress(step=3, schedule_steps=100)) <= 1
+
+
+def test_weights_of_16_bits_take_a_float32_signal_and_come_close(settings: Objective.Config) -> None:
+    # As an engine holds them: all parameters cast, buffers left as they are.
+    objective = build(settings)
+    wanted = losses(objective)["loss"].item()
+    for weight in objective.parameters():
+        weight.data = weight.data.bfloat16()
+    found = losses(objective, measure=True)
+    assert all(value.isfinite() for value in found.values())
+    assert found["loss"].item() == pytest.approx(wanted, rel=0.02)
 
 
 def test_the_same_step_sees_the_same_views_and_another_step_others(settings: Objective.Config) -> None:

@@ -19,8 +19,8 @@ from ecgfm.data.batch import Batch, Draws
 from ecgfm.encoders.base import Encoder
 from ecgfm.encoders.vit import ViT
 from ecgfm.errors import ConfigError
-from ecgfm.objectives.base import Progress, build_objective
-from ecgfm.objectives.jepa import JEPA, effective_rank, kept_tokens
+from ecgfm.objectives.base import Progress, build_objective, move_averages_
+from ecgfm.objectives.jepa import JEPA, kept_tokens
 
 ENCODER = ViT.Config(width=16, num_leads=3, patch_samples=100, depth=2, num_heads=2)
 SETTINGS = JEPA.Config(min_block=2, predictor_width=12, predictor_depth=1, predictor_heads=3)
@@ -184,7 +184,7 @@ def test_the_target_follows_the_recursion_of_float64(momentum: tuple[float, floa
         with torch.no_grad():
             for weight in objective.encoder.parameters():
                 weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
-        figures = objective.after_step(Progress(step=step, schedule_steps=40))
+        figures = move_averages_(objective, Progress(step=step, schedule_steps=40))
         share = momentum[0] + (momentum[1] - momentum[0]) * step / 40
         assert figures == {"momentum": pytest.approx(share, abs=1e-12)}
         for name, weight in objective.encoder.state_dict().items():
@@ -200,7 +200,7 @@ def test_a_step_that_bfloat16_would_lose_still_moves_the_target() -> None:
     before = target.clone()
     with torch.no_grad():
         source.copy_(before + 0.1)
-    objective.after_step(AT)
+    move_averages_(objective, AT)
     torch.testing.assert_close(target - before, torch.full((16,), 5e-5), atol=2e-7, rtol=0)
 
 
@@ -209,7 +209,7 @@ def test_a_moving_average_in_bfloat16_is_refused(which: str) -> None:
     objective = build()
     getattr(objective, which).to(torch.bfloat16)
     with pytest.raises(AssertionError, match="needs float32"):
-        objective.after_step(AT)
+        move_averages_(objective, AT)
 
 
 def test_one_share_a_batch_is_drawn_and_rounded_up() -> None:
@@ -255,16 +255,24 @@ class Constant(nn.Module):
         """Return tokens_BND."""
         return torch.linspace(-3, 3, 16).expand(len(signal_BLT), signal_BLT.shape[2] // 100, -1)
 
+    def pool(self, tokens_BND: Tensor) -> Tensor:
+        """Return features_BD."""
+        return tokens_BND.mean(dim=1)
+
 
 def test_a_collapsed_target_shows() -> None:
     objective = build()
     views = objective.views(batch(), draws())
     healthy = objective(views, MEASURED)
     assert healthy["target_std"] > 0.3 and healthy["effective_rank"] > 3
+    assert healthy["feature_std"] > 0.05 and healthy["feature_rank"] > 2 and healthy["uniformity"] < -0.05
     objective.target = Constant()  # type: ignore[assignment]
     collapsed = objective(views, MEASURED)
     assert collapsed["target_std"] == 0
+    assert collapsed["target_std_least"] == collapsed["feature_std"] == 0
     assert collapsed["effective_rank"].item() == pytest.approx(1, abs=1e-4)
+    assert collapsed["feature_rank"].item() == pytest.approx(1, abs=1e-4)
+    assert collapsed["uniformity"].item() == pytest.approx(0, abs=1e-5)
 
 
 def test_the_figures_are_those_of_numpy_and_cost_nothing_unless_asked_for() -> None:
@@ -278,39 +286,25 @@ def test_the_figures_are_those_of_numpy_and_cost_nothing_unless_asked_for() -> N
     hidden = np.concatenate([tokens[row, index] for row, index in enumerate(views.hide_BM.tolist())])
     # Float32 against float64.
     assert figures["target_std"].item() == pytest.approx(hidden.std(axis=0, ddof=1).mean(), rel=1e-5)
+    assert figures["target_std_least"].item() == pytest.approx(hidden.std(axis=0, ddof=1).min(), rel=1e-5)
     assert figures["effective_rank"].item() == pytest.approx(slow_rank(tokens.reshape(-1, 16)), rel=1e-4)
+    pooled = tokens.mean(axis=1)
+    assert figures["feature_std"].item() == pytest.approx(pooled.std(axis=0, ddof=1).mean(), rel=1e-5)
+    assert figures["feature_rank"].item() == pytest.approx(slow_rank(pooled), rel=1e-4)
+    unit = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+    pairs = [math.exp(-2 * ((unit[i] - unit[j]) ** 2).sum()) for i in range(ROWS) for j in range(i)]
+    assert figures["uniformity"].item() == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-4)
+    with torch.no_grad():
+        context = objective.encoder(views.signal_BLT, views.keep_BK)
+        guess = objective.predictor(context, views.keep_BK, views.hide_BM).double().numpy().reshape(-1, 16)
+    cosine = (guess * hidden).sum(axis=1) / np.linalg.norm(guess, axis=1) / np.linalg.norm(hidden, axis=1)
+    assert figures["alignment"].item() == pytest.approx((2 - 2 * cosine).mean(), rel=1e-4)
 
 
 def slow_rank(tokens_ND: np.ndarray) -> float:
     values = np.linalg.svd(tokens_ND - tokens_ND.mean(axis=0), compute_uv=False)
     share = values[values > 0] / values.sum()
     return float(np.prod(share**-share))
-
-
-def test_the_effective_rank_is_that_of_numpy() -> None:
-    rng = np.random.default_rng(0)
-    tokens = rng.normal(size=(500, 16)) * np.geomspace(1, 0.01, 16) + rng.normal(size=16)
-    assert effective_rank(torch.from_numpy(tokens)).item() == pytest.approx(slow_rank(tokens), rel=1e-5)
-
-
-def test_the_effective_rank_of_known_shapes() -> None:
-    line = torch.linspace(-1, 1, 100, dtype=torch.float64)[:, None] * torch.arange(1.0, 9.0)
-    assert effective_rank(line).item() == pytest.approx(1, abs=1e-3)
-    # Orthogonal features of one length, each with mean 0: plus and minus every unit vector.
-    cross = torch.cat([torch.eye(8), -torch.eye(8)])
-    assert effective_rank(cross).item() == pytest.approx(8, rel=1e-5)
-    assert effective_rank(cross + 100).item() == pytest.approx(8, rel=1e-3)
-    plane = cross * torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 0])
-    assert effective_rank(plane).item() == pytest.approx(3, rel=1e-5)
-    noise = torch.randn(5000, 16, generator=torch.Generator().manual_seed(0))
-    assert effective_rank(noise).item() > 15.9
-    assert effective_rank(torch.full((10, 8), 3.0)).item() == 1
-
-
-def test_evenly_spaced_tokens_stand_for_many() -> None:
-    tokens = torch.randn(4097, 8, generator=torch.Generator().manual_seed(0))
-    assert effective_rank(tokens).item() == effective_rank(tokens[::3]).item()
-    assert effective_rank(tokens[:2048]).item() != effective_rank(tokens[:2048:2]).item()
 
 
 @pytest.fixture
@@ -378,11 +372,6 @@ def test_the_predictor_copies_the_encoder_at_half_its_width() -> None:
 def test_settings_that_cannot_work_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         JEPA.Config(**settings)  # type: ignore[arg-type]
-
-
-def test_effective_rank_of_tokens_that_differ_by_rounding_alone_is_one() -> None:
-    noise_ND = torch.randn(500, 64, generator=torch.Generator().manual_seed(0)) * 1e-7
-    assert effective_rank(1.0 + noise_ND).item() == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.7, 60), (0.75, 50), (0.85, 30), (0.8499, 31)])

@@ -1,4 +1,4 @@
-"""A rank that hangs ends the run, which names it, and the same command goes on."""
+"""A rank that hangs, dies or fails ends the run, which names it, and the same command goes on."""
 
 from __future__ import annotations
 
@@ -50,6 +50,34 @@ def test_a_rank_that_hangs_ends_the_run_and_is_named(
         if launcher.poll() is None:
             os.killpg(launcher.pid, signal.SIGKILL)
     text = log.read_text()
-    said = rf"error.*: rank {hung} on {socket.gethostname()} hangs: no answer for --engine\.timeout-min"
-    assert re.search(said + rf".*seen by rank {1 - hung} on .* in step \d+", text), text[-3000:]
+    said = rf"error.*: rank {hung} on {socket.gethostname()} does not answer: it hangs, or .*--engine\.timeout-min"
+    assert re.search(said + rf".*seen by rank {1 - hung} on .* in step \d+", text), text
     assert "the same command goes on from the last checkpoint" in text and "Traceback" not in text
+
+
+def test_a_rank_that_is_killed_is_named_by_all_others(
+    tmp_path: Path, start_recipe: Start, tiny: list[str], losses: Callable[[Path], list[float]]
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    # An hour of patience with a rank that hangs: a death needs none.
+    words = [*tiny, "--data.batch-size", "9", "--optim.schedule-steps", "100000", "--out", run]
+    words += ["--checkpoint-every", "5", "--engine.timeout-min", "60"]
+    launcher = start_recipe(3, *words, log=log)
+    try:
+        until = time.monotonic() + 120
+        while not list((run / "checkpoints").glob("step-????????")):
+            assert launcher.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
+            time.sleep(0.1)
+        os.kill(process_of_rank(launcher, 1), signal.SIGKILL)
+        # The launcher ends with the status of the rank that it sees end first.
+        assert launcher.wait(timeout=60) != 0, log.read_text()[-3000:]
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+    text = log.read_text()
+    for rank in (0, 2):
+        said = rf"error.*: rank 1 on {socket.gethostname()} ended without a word: it was killed"
+        assert re.search(said + rf".*seen by rank {rank} on .* in step \d+; the same command goes on", text), text[
+            -3000:
+        ]
+    assert "Traceback" not in text

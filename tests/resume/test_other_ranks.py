@@ -44,11 +44,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory, go: Callable[..., None]) -> 
     "legs",
     [
         [(2, "--engine.zero-stage 2"), (1, "--engine.zero-stage 2"), (2, "--engine.zero-stage 2")],
-        [(1, "--engine.zero-stage 0"), (2, "--engine.zero-stage 1"), (1, "--engine.zero-stage 2")],
+        [(1, "--engine.zero-stage 0"), (2, "--engine.zero-stage 3"), (1, "--engine.zero-stage 2")],
         [(2, "--engine.zero-stage 1"), (2, "--engine.zero-stage 0 --engine.accumulation 2")],
         [(1, "--engine.zero-stage 2 --engine.accumulation 4"), (2, "--engine.zero-stage 0")],
     ],
-    ids=["ranks 2 1 2", "stages 0 1 2", "stage 1 to 0, accumulation 2", "accumulation 4, stage 2 to 0"],
+    ids=["ranks 2 1 2", "stages 0 3 2", "stage 1 to 0, accumulation 2", "accumulation 4, stage 2 to 0"],
 )
 def test_other_ranks_stages_and_accumulation_go_on_to_the_same_losses(
     legs: list[tuple[int, str]],

@@ -6,10 +6,13 @@ The same runs show that two ranks give what one rank gives with the same windows
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,10 +106,62 @@ def test_killing_a_rank_loses_only_the_steps_since_the_last_checkpoint(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=60)
     assert not (run / "checkpoints" / f"step-{STEPS:08d}").exists(), "it came to its end before it was killed"
+    # And a disk that damaged the newest that is there. Rank 0 sees it, and all go on from the one before.
+    newest, before = (folder for _, folder in zip(range(2), newest_first(run), strict=False))
+    os.truncate(newest / "engine.safetensors", 5000)
+    log.write_text("")
     finish(start_recipe(2, *words, log=log), log)
-    assert "going on from step" in log.read_text()
+    text = log.read_text()
+    assert f"WARNING: {newest}/engine.safetensors is damaged: it has 5,000 bytes" in text
+    assert f"going on from step {int(before.name[5:])}" in text
+    assert newest.with_name(f"{newest.name}.damaged").is_dir()
     assert losses(run) == losses(whole[2])
     assert_same_bits(run, whole[2], STEPS)
+    assert (run / "checkpoints" / "latest").read_text() == f"step-{STEPS:08d}\n"
+
+
+def test_a_run_that_is_killed_again_and_again_while_it_writes_ends_with_the_same_bits(
+    tmp_path: Path, tiny: list[str], losses: Callable[[Path], list[float]], whole: dict[int, Path]
+) -> None:
+    run, log, moments, known = tmp_path / "run", tmp_path / "log", random.Random(0), 0
+    words = [*tiny, *FLOAT32, "--checkpoint-every", "1", "--keep-checkpoints", "1", "--out", str(run)]
+    for kill in (True, True, True, False):
+        process = start_alone(words, log)
+        if not kill:
+            finish(process, log)
+            break
+        # A few steps more, and then anywhere in the next ones.
+        wait_for(partial(has_passed, run, known + 1), process, log, 0.01)
+        time.sleep(moments.uniform(0.0, 0.1))
+        process.kill()
+        process.wait(timeout=60)
+        there = int(next(newest_first(run)).name[5:])
+        assert known < there < STEPS, "it came to its end before it was killed"
+        known = there
+    assert log.read_text().count("going on from step") == 3
+    assert losses(run) == losses(whole[1])
+    assert_same_bits(run, whole[1], STEPS)
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert names == {"latest", f"step-{STEPS:08d}"}
+
+
+def has_passed(run: Path, step: int) -> bool:
+    return any(int(path.name[5:]) > step for path in newest_first(run))
+
+
+def newest_first(run: Path) -> Iterator[Path]:
+    """Yield the checkpoints that are whole by their names."""
+    return iter(sorted((run / "checkpoints").glob("step-????????"), reverse=True))
+
+
+def start_alone(words: list[str], log: Path) -> subprocess.Popen[str]:
+    """Start the recipe without a launcher."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    full = [sys.executable, "recipes/jepa_vit.py", *words]
+    with log.open("a") as file:
+        return subprocess.Popen(
+            full, cwd=Path(__file__).parents[2], env=environment, stdout=file, stderr=subprocess.STDOUT, text=True
+        )
 
 
 def lines(run: Path) -> list[str]:
@@ -114,11 +169,13 @@ def lines(run: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None, log: Path) -> None:
-    for _ in range(1200):
+def wait_for(
+    condition: Callable[[], bool], process: subprocess.Popen[str] | None, log: Path, every_s: float = 0.1
+) -> None:
+    for _ in range(round(120 / every_s)):
         if condition():
             return
         if process is not None and process.poll() is not None:
             break
-        time.sleep(0.1)
+        time.sleep(every_s)
     pytest.fail(f"waited in vain: {log.read_text()[-3000:]}")

@@ -142,11 +142,16 @@ def test_a_healthy_curve_raises_no_alarm() -> None:
             "loss": 0.3 + 0.55 * 0.98**step + 0.05 * (step % 3),
             "effective_rank": 54.0 + step % 4,
             "target_std": 0.6 + 0.08 * 0.99**step,
+            "feature_rank": 5.0 + step % 3,
+            "feature_std": 0.15 + 0.02 * (step % 2),
+            "uniformity": -0.3 - 0.05 * (step % 2),
+            "target_entropy": 0.9 - 0.002 * step,
+            "usage_entropy": 1.0,
         }
         assert healthy.alarms(step, figures) == ()
 
 
-@pytest.mark.parametrize("name", ["effective_rank", "target_std"])
+@pytest.mark.parametrize("name", ["effective_rank", "feature_rank", "target_std", "feature_std"])
 def test_a_collapse_is_told_from_the_end_of_the_warm_up(name: str) -> None:
     sick = watch()
     # Before the warm-up's end anything goes, and is no reference.
@@ -155,6 +160,32 @@ def test_a_collapse_is_told_from_the_end_of_the_warm_up(name: str) -> None:
     (alarm,) = sick.alarms(30, {"loss": 1.0, name: 9.9})
     assert alarm == f"collapse: {name} 9.9, 50 at the end of the warm-up"
     assert sick.alarms(40, {"loss": 1.0, name: 10.1}) == ()
+
+
+def test_features_that_draw_together_are_a_collapse() -> None:
+    sick = watch()
+    for step, value in ((5, -3.0), (10, -1.5), (20, -0.031), (30, -2.9)):
+        assert sick.alarms(step, {"uniformity": value}) == ()
+    assert sick.alarms(40, {"uniformity": -0.029}) == ("collapse: uniformity -0.029, -1.5 at the end of the warm-up",)
+
+
+def test_the_entropy_of_targets_has_two_ends_and_that_of_their_use_one() -> None:
+    sick = watch()
+    assert sick.alarms(9, {"target_entropy": 0.0, "usage_entropy": 0.0}) == ()
+    assert sick.alarms(10, {"target_entropy": 0.5, "usage_entropy": 1.0}) == ()
+    (low,) = sick.alarms(11, {"target_entropy": 0.01})
+    (high,) = sick.alarms(12, {"target_entropy": 0.99})
+    (unused,) = sick.alarms(13, {"target_entropy": 0.5, "usage_entropy": 0.0})
+    assert "target_entropy 0.01" in low and "one class takes all" in low
+    assert "no target prefers any class" in high
+    assert "usage_entropy 0" in unused
+
+
+def test_the_verdict_says_which_figure_it_was() -> None:
+    sick = watch(stop_after=1)
+    sick.alarms(10, {"feature_rank": 6.0, "target_entropy": 0.5})
+    verdict = sick.verdict(sick.alarms(11, {"feature_rank": 1.0, "target_entropy": 1.0}))
+    assert "collapse: feature_rank 1, 6 at the end" in str(verdict) and "target_entropy 1 " in str(verdict)
 
 
 def test_a_spike_is_told_from_the_median_and_not_from_a_spike_before() -> None:
@@ -201,6 +232,9 @@ def test_alarms_only_warn_unless_they_are_told_to_stop() -> None:
         ({"max_bad_steps": 0}, "--alarms.max-bad-steps"),
         ({"rank_share": 1.0}, "--alarms.rank-share"),
         ({"std_share": -0.1}, "--alarms.std-share"),
+        ({"uniformity_share": 1.0}, "--alarms.uniformity-share"),
+        ({"entropy": (0.5, 0.5)}, "--alarms.entropy"),
+        ({"entropy": (-0.1, 0.5)}, "--alarms.entropy"),
         ({"spike": 1.0}, "--alarms.spike"),
         ({"stop_after": 0}, "--alarms.stop-after"),
     ],

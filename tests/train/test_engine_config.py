@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ecgfm.errors import ConfigError
-from ecgfm.train.engine_config import EngineConfig, deepspeed_settings
+from ecgfm.train.engine_config import FREE_ENGINE, EngineConfig, check_device, deepspeed_settings
 
 
 def given(folder: Path, content: Any) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def test_extra_settings_are_added_within_ours(tmp_path: Path) -> None:
         ({"zero_optimization": {"stage": 3}}, "sets 'zero_optimization.stage'"),
         ({"zero_optimization": 3}, "sets 'zero_optimization'"),
         ({"bf16": {"enabled": True}}, "sets 'bf16'"),
+        ({"data_types": {"grad_accum_dtype": "fp32"}}, "sets 'data_types'"),
         ({"train_batch_size": 8}, "sets 'train_batch_size'"),
         ([1], "must hold a JSON object"),
     ],
@@ -53,7 +55,14 @@ def test_a_missing_file_of_extra_settings_is_named(tmp_path: Path) -> None:
     ("settings", "expected"),
     [
         ({"zero_stage": 3, "precision": "bfloat16"}, "does not go on from a checkpoint to the same losses"),
-        ({"zero_stage": 3, "precision": "float32"}, "needs whole weights on every rank"),
+        ({"zero_stage": 3, "precision": "float32", "compile": True}, "--engine.compile does not go with"),
+        ({"zero_stage": 0, "precision": "bfloat16-weights"}, "use --engine.zero-stage 1, which on one rank"),
+        ({"zero_stage": 0, "precision": "float16"}, "--engine.precision float16 needs float32 masters"),
+        ({"zero_stage": 0, "offload": True}, "--engine.offload needs ZeRO"),
+        ({"loss_scale": 1000.0}, "--engine.loss-scale 1000.0 must be a power of 2"),
+        ({"loss_scale": float("inf")}, "must be a power of 2"),
+        ({"loss_scale": 0.5}, "must be a power of 2, at least 1"),
+        ({"loss_scale_window": 0}, "--engine.loss-scale-window 0 at least 1"),
         ({"timeout_min": 0.0}, "--engine.timeout-min must be above 0"),
         ({"timeout_min": 1441.0}, "at most a day"),
         ({"timeout_min": float("nan")}, "--engine.timeout-min must be above 0"),
@@ -63,3 +72,23 @@ def test_a_missing_file_of_extra_settings_is_named(tmp_path: Path) -> None:
 def test_what_cannot_work_is_refused_with_the_reason(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(expected)):
         EngineConfig(**settings)
+
+
+def test_float16_is_refused_without_a_gpu() -> None:
+    config = EngineConfig(precision="float16")
+    check_device(config, gpu=True)
+    with pytest.raises(ConfigError, match="float16 needs a GPU"):
+        check_device(config, gpu=False)
+    check_device(EngineConfig(precision="bfloat16-weights"), gpu=False)
+
+
+def test_how_a_step_is_done_may_change_when_a_run_goes_on_and_its_precision_may_not() -> None:
+    names = {field.name for field in fields(EngineConfig)}
+    assert names - set(FREE_ENGINE) == {
+        "zero_stage",
+        "precision",
+        "accumulation",
+        "loss_scale",
+        "loss_scale_window",
+        "extra",
+    }

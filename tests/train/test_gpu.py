@@ -1,4 +1,4 @@
-"""On a GPU: the recipe trains under bfloat16 autocast, stops, and goes on to the same losses."""
+"""On a GPU: the recipe trains under each precision, stops, and goes on to the same losses."""
 
 from __future__ import annotations
 
@@ -18,14 +18,27 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "--engine.zero-stage 0",
+        "--engine.zero-stage 1",
+        "--engine.zero-stage 2 --engine.checkpoint-activations --engine.offload",
+        "--engine.zero-stage 1 --engine.compile",
+        "--engine.zero-stage 3 --engine.precision float32",
+        "--engine.zero-stage 1 --engine.precision bfloat16-weights",
+        "--engine.zero-stage 3 --engine.precision bfloat16-weights --engine.offload",
+        "--engine.zero-stage 1 --engine.precision float16 --engine.deterministic",
+        "--engine.zero-stage 3 --engine.precision float16",
+    ],
+)
 def test_stopping_and_going_on_gives_the_same_losses_on_a_gpu(
-    zero_stage: int, tmp_path: Path, tiny: list[str], losses: Callable[[Path], list[float]]
+    engine: str, tmp_path: Path, tiny: list[str], losses: Callable[[Path], list[float]]
 ) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
     for name, all_steps in (("whole", [12]), ("stopped", [5, 12])):
         for steps in all_steps:
-            words = [*tiny, "--engine.zero-stage", zero_stage, "--steps", steps, "--out", tmp_path / name]
+            words = [*tiny, *engine.split(), "--steps", steps, "--out", tmp_path / name]
             done = subprocess.run(
                 [sys.executable, "recipes/jepa_vit.py", *map(str, words)],
                 cwd=ROOT,

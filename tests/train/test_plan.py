@@ -32,7 +32,7 @@ def run(request: pytest.FixtureRequest, training_shards: Path, tmp_path: Path) -
     return Run(
         encoder=ENCODER,
         objective=JEPA.Config(min_block=4) if request.param == "jepa" else objective.Config(),
-        data=Data(shards=(training_shards,), batch_size=8),
+        data=Data(shards=(str(training_shards),), batch_size=8),
         optim=Optim(schedule_steps=60),
         out=tmp_path / "run",
         steps=45,
@@ -44,7 +44,7 @@ def lines(run: Run, *, ranks: int = 1, start: int = 0, free: int = FREE) -> str:
     shards = Shards(run.data.shards)
     contract = signal_contract(run, shards)
     loader = run_loader(run, shards, contract, rank=0, ranks=ranks, position=0, pin_memory=False)
-    leaks: LeakReport = require_no_leak(run.data.shards)
+    leaks: LeakReport = require_no_leak([Path(folder) for folder in run.data.shards])
     return "\n".join(plan(run, loader, sizes(run_objective(run, contract)), leaks, ranks, start, free))
 
 

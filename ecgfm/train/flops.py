@@ -1,0 +1,88 @@
+"""How much a step computes, and what of a device's peak that is.
+
+The operations are counted once, by torch's own counter, in a forward and backward pass of the objective on the meta
+device: nothing is computed. These are the *model's*: what activation checkpointing computes a second time is not among
+them (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B). Only products of matrices, convolutions and
+attention are counted; a multiplication and an addition are two operations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ecgfm.data.batch import Batch, Draws
+from ecgfm.objectives.base import Objective, Progress
+
+STEPS = 33
+"""Steps whose masks are drawn to find a usual one."""
+
+PEAK_TFLOPS = {
+    "A10": 125.0,
+    "A30": 165.0,
+    "A40": 149.7,
+    "A100": 312.0,
+    "A800": 312.0,
+    "B200": 2250.0,
+    "GH200": 989.4,
+    "H100": 989.4,
+    "H100 NVL": 835.5,
+    "H100 PCIe": 756.0,
+    "H200": 989.4,
+    "H200 NVL": 835.5,
+    "H800": 989.4,
+    "L4": 121.0,
+    "L40": 181.0,
+    "L40S": 362.0,
+    "RTX 3090": 71.0,
+    "RTX 4090": 165.2,
+    "RTX A6000": 154.8,
+    "MI300X": 1307.4,
+}
+"""Peak of dense bfloat16 products with float32 sums, in 10^12 operations a second, from the makers' data sheets: half
+of what a sheet gives "with sparsity"."""
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Return the peak of a device that is known by name, such as "NVIDIA H100 80GB HBM3"; None for a slice of one."""
+    words = device_name.upper().replace("-", " ").split()
+    if "MIG" in words:
+        return None
+    # The longest name that fits: an "H100 PCIe" is slower than an "H100".
+    for name in sorted(PEAK_TFLOPS, key=len, reverse=True):
+        if set(name.upper().split()) <= set(words):
+            return PEAK_TFLOPS[name]
+    return None
+
+
+def window_flops(objective: Objective, *, num_leads: int, window_samples: int, seed: int = 0) -> int:
+    """Return the operations of a window's forward and backward pass.
+
+    Where masks hide a random share of the tokens, it is that of the median among some steps.
+
+    Args:
+        objective: On the meta device, of its own: it gets gradients.
+        num_leads: Of the signal.
+        window_samples: T.
+        seed: Of the masks.
+    """
+    batch = Batch(
+        signal_BLT=torch.zeros(1, num_leads, window_samples),
+        microvolt_per_count_B=torch.ones(1),
+        database_B=torch.zeros(1, dtype=torch.int64),
+    )
+    drawn = [
+        objective.views(batch, Draws(seed=seed, step=step, rows=(0, 1), all_rows=1, device=torch.device("cpu")))
+        for step in range(STEPS)
+    ]
+    usual = sorted(drawn, key=lambda views: [tuple(value.shape) for value in _tensors(views).values()])[STEPS // 2]
+    views = replace(usual, **{name: value.to("meta") for name, value in _tensors(usual).items()})
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(objective(views, Progress(step=0, schedule_steps=1))["loss"])
+    return int(counter.get_total_flops())
+
+
+def _tensors(views: Batch) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in vars(views).items() if isinstance(value, torch.Tensor)}
