@@ -1,6 +1,6 @@
 """A batch, and the random numbers that belong to its rows.
 
-Shapes: B windows of this rank, L leads, T samples, K kept tokens, M hidden tokens.
+Shapes: B windows of this rank, V views, L leads, T samples, K kept tokens, M hidden tokens, C labels.
 """
 
 from __future__ import annotations
@@ -28,6 +28,16 @@ class Batch:
     """float32."""
     database_B: Tensor
     """int64: which folder of shards, and so which statistics."""
+    labels_BC: Tensor | None = None
+    """float32: 1 for a label that the record has, 0 for one that it has not, NaN where its database says nothing."""
+    rate_hz: float | None = None
+    """Samples a second, once `prepare` has run."""
+    mean_mv_BL: Tensor | None = None
+    """What `prepare` subtracted from each lead."""
+    std_mv_BL: Tensor | None = None
+    """What `prepare` divided each lead by."""
+    views_BVLT: Tensor | None = None
+    """Augmented copies of each window, of an objective that compares several."""
     keep_BK: Tensor | None = None
     """int64, indices of the tokens that the encoder sees, ascending."""
     hide_BM: Tensor | None = None
@@ -39,6 +49,7 @@ class Batch:
             signal_BLT=self.signal_BLT.to(device, non_blocking=True),
             microvolt_per_count_B=self.microvolt_per_count_B.to(device, non_blocking=True),
             database_B=self.database_B.to(device, non_blocking=True),
+            labels_BC=None if self.labels_BC is None else self.labels_BC.to(device, non_blocking=True),
         )
 
 

@@ -45,7 +45,7 @@ class Objective(nn.Module, abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int) -> None:
+    def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int, rate_hz: float) -> None:
         """Refuse a pair that cannot work, before anything is built.
 
         Raises:
@@ -108,12 +108,14 @@ def objective_class(config: Objective.Config) -> type[Objective]:
     return parts.load("ecgfm.objectives", parts.kind_of(type(config)), Objective)  # type: ignore[type-abstract]
 
 
-def build_objective(config: Objective.Config, encoder: Encoder.Config, window_samples: int) -> Objective:
+def build_objective(
+    config: Objective.Config, encoder: Encoder.Config, window_samples: int, rate_hz: float
+) -> Objective:
     """Return a new objective around a new encoder, with random weights from torch's generator.
 
     Raises:
         ConfigError: The encoder cannot do what the objective needs.
     """
     owner = objective_class(config)
-    owner.check(config, encoder, window_samples)
+    owner.check(config, encoder, window_samples, rate_hz)
     return owner(config, build_encoder(encoder))

@@ -63,7 +63,7 @@ class JEPA(Objective):
     config: Config
 
     @classmethod
-    def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int) -> None:
+    def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int, rate_hz: float) -> None:
         """Refuse an encoder that cannot drop tokens, and windows that the masks or patches do not fill."""
         assert isinstance(config, JEPA.Config)
         name = parts.kind_of(type(encoder))

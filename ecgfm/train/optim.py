@@ -68,7 +68,11 @@ def build_optimizer(config: Optim, model: nn.Module) -> torch.optim.AdamW:
 
     Decay is for the weights of linear layers and convolutions; norms, tokens and positions have none.
     """
-    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)}
+    decayed = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d)
+    }
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [weight for weight in trained if id(weight) in decayed], "decays": True},

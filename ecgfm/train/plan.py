@@ -145,6 +145,7 @@ def run_prepare(run: Run, shards: Shards, contract: SignalContract) -> Prepare:
         torch.tensor([scale.mean_mv for scale in scales]),
         torch.tensor([scale.std_mv for scale in scales]),
         contract.clip,
+        rate_hz=contract.rate_hz,
         per_window=run.data.scale == "record",
     )
 
@@ -200,7 +201,7 @@ def run_objective(run: Run, contract: SignalContract) -> Objective:
     """Return the objective with weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(run.seed, "weights"))
-        return build_objective(run.objective, run.encoder, contract.window_samples)
+        return build_objective(run.objective, run.encoder, contract.window_samples, contract.rate_hz)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ def build(settings: JEPA.Config = SETTINGS, spread: float = 0.2) -> JEPA:
     """Return a JEPA in which encoder, predictor and target are far from their start and from each other."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        objective = build_objective(settings, ENCODER, WINDOW)
+        objective = build_objective(settings, ENCODER, WINDOW, 500.0)
         with torch.no_grad():
             for weight in objective.parameters():
                 weight.add_(spread * torch.randn_like(weight))
@@ -329,30 +329,30 @@ def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Encoder.
 
 def test_an_encoder_that_cannot_leave_tokens_out_is_refused(keeper: Encoder.Config) -> None:
     with pytest.raises(ConfigError, match="jepa needs an encoder that can leave tokens out, and keeper cannot"):
-        build_objective(SETTINGS, keeper, WINDOW)
+        build_objective(SETTINGS, keeper, WINDOW, 500.0)
 
 
 def test_a_window_that_patches_do_not_fill_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"windows of 1050 samples are not filled by patches of 100"):
-        build_objective(SETTINGS, ENCODER, 1050)
+        build_objective(SETTINGS, ENCODER, 1050, 500.0)
 
 
 def test_a_block_longer_than_the_least_that_is_hidden_is_refused() -> None:
     # Ten tokens, ceil(0.25 x 10) = 3 kept at the most: 7 are hidden at the least.
-    build_objective(replace(SETTINGS, min_block=7), ENCODER, WINDOW)
+    build_objective(replace(SETTINGS, min_block=7), ENCODER, WINDOW, 500.0)
     with pytest.raises(ConfigError, match=r"windows of 10 tokens hide 7 at the least, fewer than .*min-block 8"):
-        build_objective(replace(SETTINGS, min_block=8), ENCODER, WINDOW)
+        build_objective(replace(SETTINGS, min_block=8), ENCODER, WINDOW, 500.0)
 
 
 @pytest.mark.parametrize(("width", "heads"), [(10, 3), (9, 3)])
 def test_a_predictor_that_cannot_be_built_is_refused(width: int, heads: int) -> None:
     with pytest.raises(ConfigError, match=f"width {width} must be even and a multiple of its {heads} heads"):
-        build_objective(replace(SETTINGS, predictor_width=width, predictor_heads=heads), ENCODER, WINDOW)
+        build_objective(replace(SETTINGS, predictor_width=width, predictor_heads=heads), ENCODER, WINDOW, 500.0)
 
 
 def test_the_predictor_copies_the_encoder_at_half_its_width() -> None:
     with torch.device("meta"):
-        objective = build_objective(JEPA.Config(min_block=2), ENCODER, WINDOW)
+        objective = build_objective(JEPA.Config(min_block=2), ENCODER, WINDOW, 500.0)
     assert isinstance(objective, JEPA)
     assert objective.predictor.embed.weight.shape == (8, 16) and objective.predictor.project.weight.shape == (16, 8)
     assert len(objective.predictor.blocks) == 2

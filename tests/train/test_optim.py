@@ -18,7 +18,7 @@ from ecgfm.train.optim import Optim, build_optimizer, set_values
 @pytest.fixture
 def objective() -> Objective:
     encoder = ViT.Config(width=16, num_leads=3, patch_samples=25, depth=1, num_heads=2)
-    return build_objective(JEPA.Config(), encoder, 1000)
+    return build_objective(JEPA.Config(), encoder, 1000, 500.0)
 
 
 def grouped(model: nn.Module, optimizer: torch.optim.AdamW, decays: bool) -> set[str]:

@@ -88,7 +88,9 @@ def noise(number: int) -> Noise:
 def objective() -> Objective:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_objective(JEPA.Config(), ViT.Config(width=16, patch_samples=25, depth=1, num_heads=2), WINDOW)
+        return build_objective(
+            JEPA.Config(), ViT.Config(width=16, patch_samples=25, depth=1, num_heads=2), WINDOW, 500.0
+        )
 
 
 def prepare() -> Prepare:
@@ -158,7 +160,9 @@ def test_looking_moves_no_weight_buffer_mode_gradient_or_generator(objective: Ob
 def test_every_objective_lets_itself_be_looked_at_without_moving(name: str) -> None:
     settings = parts.load("ecgfm.objectives", name, Objective).Config()  # type: ignore[type-abstract]
     with torch.random.fork_rng():
-        objective = build_objective(settings, ViT.Config(width=16, patch_samples=25, depth=1, num_heads=2), WINDOW)
+        objective = build_objective(
+            settings, ViT.Config(width=16, patch_samples=25, depth=1, num_heads=2), WINDOW, 500.0
+        )
     state = {place: tensor.clone() for place, tensor in objective.state_dict().items()}
     assert "val_loss" in look(objective, 8, 1)
     assert all(torch.equal(tensor, state[place]) for place, tensor in objective.state_dict().items())
