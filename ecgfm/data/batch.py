@@ -38,6 +38,10 @@ class Batch:
     """What `prepare` divided each lead by."""
     views_BVLT: Tensor | None = None
     """Augmented copies of each window, of an objective that compares several."""
+    short_BSLT: Tensor | None = None
+    """Augmented pieces of each window that are shorter than those in `views_BVLT`, S of them."""
+    uniform_BR: Tensor | None = None
+    """Uniform numbers in [0, 1) of each row, of an objective that draws in its forward."""
     keep_BK: Tensor | None = None
     """int64, indices of the tokens that the encoder sees, ascending."""
     hide_BM: Tensor | None = None

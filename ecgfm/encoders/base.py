@@ -1,6 +1,6 @@
 """What an encoder must offer, whatever its architecture.
 
-Shapes: B windows, L leads, T samples, N tokens (or feature steps), K kept tokens, D width.
+Shapes: B windows, L leads, T samples, S steps, N tokens (or feature steps), K kept tokens, D width.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ class Encoder(nn.Module, abc.ABC):
         num_leads: int
         """Leads that it takes, L."""
         patch_samples: int
-        """Samples of one token or feature step: N = T // patch_samples."""
+        """Samples of one token or feature step: S = T // patch_samples steps."""
+        leads_apart: ClassVar[bool] = False
+        """Whether each lead has tokens of its own, one lead's after another's: N = L * S tokens, and otherwise S."""
+
+        def tokens(self, samples: int) -> int:
+            """Return N, the tokens of a signal of so many samples."""
+            return samples // self.patch_samples * (self.num_leads if self.leads_apart else 1)
 
     config: Config
     """What it was built from."""

@@ -54,7 +54,8 @@ class BatchNorm(nn.SyncBatchNorm):
             return self._of_this_rank(values)
         averages = (self.get_buffer("running_mean"), self.get_buffer("running_var"))
         before = [average.clone() for average in averages]
-        if not (self.over_ranks and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        alone = not (self.over_ranks and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+        if alone or values.device.type == "meta":  # operations are counted, and other ranks are not asked
             normal = self._of_this_rank(values)
         elif values.device.type == "cpu":
             normal = self._of_all_ranks(values)
@@ -66,7 +67,12 @@ class BatchNorm(nn.SyncBatchNorm):
         return normal
 
     def _of_this_rank(self, values: Tensor) -> Tensor:
-        return super(nn.SyncBatchNorm, self).forward(values)
+        mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        if self.training:
+            self.get_buffer("num_batches_tracked").add_(1)
+        # Float32, as the averages are: of 16 bits beside those, torch takes the values but not the weights.
+        weight, bias = self.weight.float(), self.bias.float()
+        return nn.functional.batch_norm(values, mean, var, weight, bias, self.training, self.momentum or 0.0, self.eps)
 
     def _of_all_ranks(self, values: Tensor) -> Tensor:
         """Normalise in float32 over the rows of all ranks, however many each has."""

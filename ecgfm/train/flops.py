@@ -71,6 +71,7 @@ def window_flops(objective: Objective, *, num_leads: int, window_samples: int, r
         window_samples: T.
         rate_hz: Samples a second.
     """
+    labels = objective.labels(objective.config)
     batch = Batch(
         signal_BLT=torch.zeros(ROWS, num_leads, window_samples),
         microvolt_per_count_B=torch.ones(ROWS),
@@ -78,6 +79,7 @@ def window_flops(objective: Objective, *, num_leads: int, window_samples: int, r
         rate_hz=rate_hz,
         mean_mv_BL=torch.zeros(ROWS, num_leads),
         std_mv_BL=torch.ones(ROWS, num_leads),
+        labels_BC=torch.zeros(ROWS, len(labels)) if labels else None,
     )
     drawn = [
         objective.views(batch, Draws(seed=0, step=step, rows=(0, ROWS), all_rows=ROWS, device=torch.device("cpu")))

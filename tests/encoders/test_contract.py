@@ -47,7 +47,7 @@ def test_tokens_and_features_have_the_stated_shapes(encoder: Encoder, settings: 
     with torch.no_grad():
         tokens_BND = encoder(signal(settings, rows=3))
         features_BD = encoder.pool(tokens_BND)
-    assert tokens_BND.shape == (3, TOKENS, settings.width)
+    assert tokens_BND.shape == (3, settings.tokens(TOKENS * settings.patch_samples), settings.width)
     assert features_BD.shape == (3, settings.width)
     assert features_BD.isfinite().all() and features_BD.dtype == torch.float32
     assert features_BD.std() > 0
@@ -90,7 +90,8 @@ def test_another_number_of_leads_is_refused_with_the_shape(
 def test_a_length_that_steps_fill_is_taken(encoder: Encoder, settings: Encoder.Config, steps: int) -> None:
     with torch.no_grad():
         tokens_BND = encoder(torch.ones(1, settings.num_leads, steps * settings.patch_samples))
-    assert tokens_BND.shape == (1, steps, settings.width)
+    assert tokens_BND.shape == (1, settings.tokens(steps * settings.patch_samples), settings.width)
+    assert settings.tokens(settings.patch_samples) == (settings.num_leads if settings.leads_apart else 1)
     assert encoder.pool(tokens_BND).shape == (1, settings.width)
 
 
@@ -141,12 +142,15 @@ def test_the_state_is_float32_and_all_of_it(encoder: Encoder, settings: Encoder.
 def test_an_encoder_that_drops_tokens_encodes_the_kept_ones_only(encoder: Encoder, settings: Encoder.Config) -> None:
     if not encoder.drops_tokens:
         pytest.skip("it does not say that it can leave tokens out")
-    keep_BK = torch.tensor([[0, 2, 5], [1, 2, 3]])
+    last = settings.tokens(TOKENS * settings.patch_samples) - 1
+    keep_BK = torch.tensor([[0, 2, last], [1, 2, 3]])
     first = signal(settings)
     second = first.clone()
     for row in range(2):
-        for token in set(range(TOKENS)) - set(keep_BK[row].tolist()):
-            second[row, :, token * settings.patch_samples : (token + 1) * settings.patch_samples] = 9.0
+        for token in set(range(settings.tokens(first.shape[2]))) - set(keep_BK[row].tolist()):
+            leads = slice(token // TOKENS, token // TOKENS + 1) if settings.leads_apart else slice(None)
+            step = token % TOKENS
+            second[row, leads, step * settings.patch_samples : (step + 1) * settings.patch_samples] = 9.0
     with torch.no_grad():
         tokens_BKD = encoder(first, keep_BK)
         assert tokens_BKD.shape == (2, 3, settings.width)

@@ -165,5 +165,7 @@ if __name__ == "__main__":
     if own == 0:
         # The other rank is not there: in evaluation nothing waits for it.
         channel_norm("batch", 4).eval()(whole()[0])
+        # Nor where operations are counted.
+        channel_norm("batch", 4).to("meta")(whole()[0].to("meta"))
     dist.barrier()
     dist.destroy_process_group()

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,13 +76,23 @@ class Noise(ValidationWindows):
             signal_BLT=torch.from_numpy(np.stack(windows)),
             microvolt_per_count_B=torch.ones(last - first),
             database_B=torch.zeros(last - first, dtype=torch.int64),
+            labels_BC=torch.ones(last - first, len(self.labels.names)) if self.labels else None,
         )
 
 
-def noise(number: int) -> Noise:
+def noise(number: int, names: tuple[str, ...] = ()) -> Noise:
     index: Any = np.arange(number)
     unused: Any = None
-    return Noise(shards=unused, window_samples=WINDOW, index_N=index, starts_N=index, records=number, patients=number)
+    labels: Any = SimpleNamespace(names=names) if names else None
+    return Noise(
+        shards=unused,
+        window_samples=WINDOW,
+        index_N=index,
+        starts_N=index,
+        records=number,
+        patients=number,
+        labels=labels,
+    )
 
 
 @pytest.fixture
@@ -100,7 +111,8 @@ def prepare() -> Prepare:
 def look(objective: Objective, number: int, ranks: int) -> dict[str, float]:
     """Return the figures of all ranks together."""
     worlds: list[Any] = [OneOf(rank, ranks) for rank in range(ranks)]
-    found = [Validation(world, objective, prepare(), noise(number), autocast=False).figures(AT) for world in worlds]
+    windows = noise(number, objective.labels(objective.config))
+    found = [Validation(world, objective, prepare(), windows, autocast=False).figures(AT) for world in worlds]
     return {name: sum(part[name] for part in found) / ranks for name in found[0]}
 
 
