@@ -78,7 +78,7 @@ class Convolutional(Encoder):
         """
         assert keep_BK is None, "a convolution over time cannot leave steps out"
         check_signal(self.config, signal_BLT)
-        tokens_BDN: Tensor = self.blocks(self.stem(signal_BLT))
+        tokens_BDN: Tensor = self.blocks(self.stem(signal_BLT.to(next(self.parameters()).dtype)))
         return tokens_BDN.transpose(1, 2)
 
     def pool(self, tokens_BND: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class UResNet(Convolutional):
             SignalError: Another number of leads, or a length that steps do not fill.
         """
         check_signal(self.config, signal_BLT)
-        maps = [self.stem(signal_BLT)]
+        maps = [self.stem(signal_BLT.to(next(self.parameters()).dtype))]
         for block in self.blocks:
             maps.append(block(maps[-1]))
         return [*maps[1:-1], self.last(maps[-1])]

@@ -306,7 +306,7 @@ def _window_cost(run: Run, contract: SignalContract, device: torch.device) -> Wi
     peak = peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     samples = contract.window_samples
     return WindowCost(
-        tokens=samples // run.encoder.patch_samples,
+        tokens=run.encoder.tokens(samples),
         flops=window_flops(objective, num_leads=len(contract.leads), window_samples=samples, rate_hz=contract.rate_hz),
         peak_tflops=run.monitor.peak_tflops or peak,
     )

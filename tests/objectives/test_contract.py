@@ -11,18 +11,9 @@ from torch import Tensor
 from ecgfm import config, parts
 from ecgfm.data.batch import Batch, Draws
 from ecgfm.encoders.base import Encoder
-from ecgfm.encoders.s4 import S4
-from ecgfm.encoders.u_resnet import UResNet
-from ecgfm.encoders.vit import ViT
-from ecgfm.errors import ConfigError
-from ecgfm.objectives.base import Losses, Objective, Progress, build_objective, move_averages_, objective_class
+from ecgfm.objectives.base import Losses, Objective, Progress, build_objective, move_averages_
+from tests.objectives.takers import encoder_for
 
-# An objective is held to the contract with the first of these that it takes.
-ENCODERS: tuple[Encoder.Config, ...] = (
-    ViT.Config(width=16, num_leads=12, patch_samples=25, depth=1, num_heads=2),
-    UResNet.Config(width=16, num_leads=12, patch_samples=25, widths=(8, 8), strides=(5, 5)),
-    S4.Config(width=16, patch_samples=25, kernels=(25,), strides=(25,), norm="group", depth=1, causal=True),
-)
 WINDOW = 1000
 RATE_HZ = 500.0
 ROWS = 4
@@ -35,20 +26,10 @@ def settings(request: pytest.FixtureRequest) -> Objective.Config:
     return parts.load("ecgfm.objectives", request.param, Objective).Config()  # type: ignore[type-abstract]
 
 
-def encoder_for(settings: Objective.Config) -> Encoder.Config:
-    for encoder in ENCODERS:
-        try:
-            objective_class(settings).check(settings, encoder, WINDOW, RATE_HZ)
-        except ConfigError:
-            continue
-        return encoder
-    pytest.fail(f"{parts.kind_of(type(settings))} takes none of the encoders: add one that it takes")
-
-
 def build(settings: Objective.Config, seed: int = 0) -> Objective:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_objective(settings, encoder_for(settings), WINDOW, RATE_HZ)
+        return build_objective(settings, encoder_for(settings, WINDOW, RATE_HZ), WINDOW, RATE_HZ)
 
 
 def signal() -> Tensor:
@@ -102,7 +83,7 @@ def test_the_gradient_reaches_every_trained_weight(settings: Objective.Config) -
 
 def test_the_published_encoder_is_of_the_kind_asked_for_in_float32(settings: Objective.Config) -> None:
     published = build(settings).published()
-    assert isinstance(published, Encoder) and published.config == encoder_for(settings)
+    assert isinstance(published, Encoder) and published.config == encoder_for(settings, WINDOW, RATE_HZ)
     # Beside the floats there may be counters: of the batches that a batch norm has seen.
     assert {value.dtype for value in published.state_dict().values()} <= {torch.float32, torch.int64}
     assert {weight.dtype for weight in published.parameters()} == {torch.float32}

@@ -35,6 +35,7 @@ from ecgfm.train.loop import train
 from ecgfm.train.plan import open_shards, run_prepare, signal_contract
 from ecgfm.train.run import Data, Run, check_same, identity
 from ecgfm.train.validation import Validation
+from tests.objectives.takers import encoder_for
 
 ROOT = Path(__file__).resolve().parents[2]
 WINDOW = 1000
@@ -172,9 +173,7 @@ def test_looking_moves_no_weight_buffer_mode_gradient_or_generator(objective: Ob
 def test_every_objective_lets_itself_be_looked_at_without_moving(name: str) -> None:
     settings = parts.load("ecgfm.objectives", name, Objective).Config()  # type: ignore[type-abstract]
     with torch.random.fork_rng():
-        objective = build_objective(
-            settings, ViT.Config(width=16, patch_samples=25, depth=1, num_heads=2), WINDOW, 500.0
-        )
+        objective = build_objective(settings, encoder_for(settings, WINDOW, 500.0), WINDOW, 500.0)
     state = {place: tensor.clone() for place, tensor in objective.state_dict().items()}
     assert "val_loss" in look(objective, 8, 1)
     assert all(torch.equal(tensor, state[place]) for place, tensor in objective.state_dict().items())
