@@ -9,7 +9,7 @@ DATA ?=
 DATABASE ?= synthetic
 OUT ?= demo/$(DATABASE)
 
-.PHONY: demo test test-cluster torture check fix golden setup clean
+.PHONY: demo test test-cluster torture mutants check fix golden setup clean
 
 setup: $(READY)
 
@@ -25,7 +25,7 @@ demo: $(READY)
 	$(BIN)/python tools/demo.py --database $(DATABASE) --out $(OUT) $(if $(DATA),--data $(DATA))
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # The scripts of slurm/ under a real Slurm of two nodes on this machine, and two machines that are network namespaces;
 # some ten minutes on two cores.
@@ -39,6 +39,10 @@ test-cluster: $(READY)
 # Kills, signals, full disks and damaged files against real runs, and a table of what came of each; some 15 minutes.
 torture: $(READY)
 	$(BIN)/python tools/torture.py
+
+# Small faults in a copy of the code, each of which a named test must notice; some ten minutes on two cores.
+mutants: $(READY)
+	$(BIN)/python tests/mutation/mutants.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

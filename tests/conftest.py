@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from ecgfm.leads import LEADS
 
 ROOT = Path(__file__).resolve().parents[1]
+# Tests import what lies beside them as tests.folder.name, also when pytest is not started as a module.
+sys.path.insert(0, str(ROOT))
 Write = Callable[..., Path]
 Launch = Callable[..., "subprocess.Popen[str]"]
 

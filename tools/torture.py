@@ -15,6 +15,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -143,7 +144,9 @@ def main() -> None:
         shutil.rmtree(out)
     out.mkdir(parents=True)
     (out / "torture.json").write_text(json.dumps(config.to_dict(settings)))
-    console, began = Console(), time.monotonic()
+    # A shell that starts this with & has it ignored, and so would the runs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    console, began = Console(width=None if sys.stdout.isatty() else 160), time.monotonic()
     rows: dict[str, Row | str] = {}
     with console.status("making shards"):
         shards = make_shards(out)

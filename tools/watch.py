@@ -6,6 +6,7 @@ python tools/watch.py RUN --once
 
 from __future__ import annotations
 
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ def main() -> None:
         console.print(now())
         return
     first = now()
+    # A shell that starts this in the background has Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with Live(first, console=console, screen=console.is_terminal, auto_refresh=False) as live:
             while True:

@@ -23,6 +23,7 @@ from ecgfm.train.engine_config import check_device
 from ecgfm.train.figures import Meter, WindowCost
 from ecgfm.train.flops import peak_tflops, window_flops
 from ecgfm.train.health import look_at, skip_step
+from ecgfm.train.lock import lock_run
 from ecgfm.train.log import RunLog
 from ecgfm.train.opening import introduce, open_log, shard_facts, write_settings
 from ecgfm.train.optim import build_optimizer, set_values
@@ -97,6 +98,8 @@ def _train(
     world.agree(fetch_data(run, shards), patient=True)
     leaks, fault = check_data(run) if world.rank == 0 else (None, None)
     world.agree(fault, patient=True)
+    lock, fault = lock_run(run.out) if world.rank == 0 else (None, None)
+    world.agree(fault, patient=True)
     found, notes = checkpoint.settle(world, run.out)
     if found:
         check_same(found[1].identity, settings, run)
@@ -136,6 +139,8 @@ def _train(
     finally:
         if log:
             log.close()
+        if lock:
+            lock.release()
     # A launcher ends all ranks when the first one ends with a status: by then none may have anything left to do.
     world.barrier()
     if stop.status:

@@ -125,7 +125,7 @@ def test_an_array_job_probes_an_encoder_once_a_seed(
 ) -> None:
     recordings, shards, run, encoder, out = (tmp_path / name for name in ("rec", "shards", "run", "encoder", "probe"))
     for made in (
-        ["tools/synthesise.py", recordings, "--records", "60"],
+        ["tools/synthesise.py", recordings, "--records", "200"],
         ["tools/convert.py", "synthetic", recordings, shards],
         ["recipes/jepa_vit.py", *tiny, "--data.shards", shards, "--steps", "2", "--out", run],
         ["tools/export.py", run, encoder],
@@ -133,7 +133,17 @@ def test_an_array_job_probes_an_encoder_once_a_seed(
         done = command(*made)
         assert done.returncode == 0, done.stderr[-3000:]
     log = tmp_path / "log"
-    words = ["tools/probe.py", str(encoder), str(shards), "--label", "synthetic:lbbb", "--untrained", "1"]
+    words = [
+        "tools/probe.py",
+        str(encoder),
+        str(shards),
+        "--label",
+        "synthetic:lbbb",
+        "--folds",
+        "2",
+        "--untrained",
+        "1",
+    ]
     words += ["--seed", "{task}", "--out", f"{out}-{{task}}"]
     job = slurm.submit("finetune.sbatch", Path(f"{log}-%a"), *words, options="--array=3-4")
     for task in (3, 4):

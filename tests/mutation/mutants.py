@@ -37,13 +37,69 @@ class Mutant:
     """The test that must fail, as pytest names it."""
 
 
+RESUME = "tests/resume/test_resume.py::test_stopping_and_going_on_changes_no_bit[1]"
+TWO_RANKS = "tests/resume/test_resume.py::test_two_ranks_give_the_losses_of_one"
+PARITY = "tests/parity/test_parity.py::test_float32_comes_to_what_the_plain_loop_comes_to"
 MUTANTS = (
     Mutant(
         "step counter not restored",
         "ecgfm/train/loop.py",
         "    start = found[1].step if found else 0\n",
         "    start = 0\n",
-        "tests/resume/test_resume.py::test_stopping_and_going_on_changes_no_bit",
+        RESUME,
+    ),
+    Mutant(
+        "data position not restored",
+        "ecgfm/train/loop.py",
+        "    position = found[1].records_seen if found else 0\n",
+        "    position = 0\n",
+        RESUME,
+    ),
+    Mutant(
+        "optimizer state dropped",
+        "ecgfm/train/engine.py",
+        '            if "step" in names:\n',
+        '            if "step" in ():\n',
+        RESUME,
+    ),
+    Mutant(
+        "target not saved",
+        "ecgfm/train/engine.py",
+        "                if name in values:\n                    buffer.copy_(values[name])\n"
+        "            for name, weight in weights.items():\n",
+        "                if name in values:\n                    buffer.copy_(values[name])\n"
+        "            for name, weight in weights.items():\n"
+        '                if name.startswith("target."):\n                    continue\n',
+        RESUME,
+    ),
+    Mutant(
+        "average moved per micro-batch",
+        "ecgfm/train/loop.py",
+        "            complete = self.engine.step()\n",
+        "            complete = self.engine.step()\n"
+        "            if not complete:\n                self.engine.after_step(at)\n",
+        PARITY,
+    ),
+    Mutant(
+        "all ranks on rank 0's windows",
+        "ecgfm/data/loader.py",
+        "        self.rows = (rank * rows, (rank + 1) * rows)\n",
+        "        self.rows = (0, rows)\n",
+        TWO_RANKS,
+    ),
+    Mutant(
+        "masks of a rank and not of a row",
+        "ecgfm/train/loop.py",
+        "            rows=(before + self.loader.rows[0], before + self.loader.rows[1]),\n",
+        "            rows=(before, before + self.loader.rows[1] - self.loader.rows[0]),\n",
+        TWO_RANKS,
+    ),
+    Mutant(
+        "a step that is not finite is applied at stage 0",
+        "ecgfm/train/engine.py",
+        "torch.ones((), device=self.world.device) if drop else None",
+        "None",
+        "tests/train/test_alarms.py::test_a_bad_step_of_one_rank_moves_nothing_on_any",
     ),
 )
 
