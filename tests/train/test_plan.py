@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from ecgfm import parts
-from ecgfm.encoders.vit import ViT
 from ecgfm.errors import CheckpointError, ConfigError
 from ecgfm.objectives.base import Objective
-from ecgfm.objectives.jepa import JEPA
 from ecgfm.shards.leaks import LeakReport, require_no_leak
 from ecgfm.shards.reader import Shards
 from ecgfm.train.engine_config import EngineConfig
