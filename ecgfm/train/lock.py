@@ -13,30 +13,47 @@ WAIT_S = 90.0
 """How long a run that is ending may take: ranks whose launcher was killed still save."""
 
 
-def lock_run(out: Path, wait_s: float = WAIT_S) -> tuple[FileLock | None, EcgfmError | None]:
-    """Return the lock of a run's folder, and what keeps it from being taken.
-
-    It is given back by `release`, and by the end of the process however that ends. A file system that knows no locks
-    gives None and no error.
+class RunLock:
+    """The lock of a run's folder. It is given back by `release`, and by the end of the process however that ends.
 
     Args:
         out: Folder of the run; it is made.
-        wait_s: How long to wait for another process that has it.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / LOCK)
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._lock = FileLock(out / LOCK)
+
+    def take(self, wait_s: float = WAIT_S) -> EcgfmError | None:
+        """Take it; return what keeps it from being taken.
+
+        A file system that knows no locks keeps nobody from anything.
+
+        Args:
+            wait_s: How long to wait for another process that has it.
+        """
         try:
-            lock.acquire(timeout=0)
+            self._out.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                print(f"another process writes into {self._out}; waiting {wait_s:.0f} s for its end", flush=True)
+                self._lock.acquire(timeout=wait_s)
         except Timeout:
-            print(f"another process writes into {out}; waiting {wait_s:.0f} s for its end", flush=True)
-            lock.acquire(timeout=wait_s)
-    except Timeout:
-        return None, CheckpointError(
-            f"another process has been writing into {out} for {wait_s:.0f} s: end it, or give another --out"
-        )
-    except NotImplementedError:
-        return None, None
-    except OSError as error:
-        return None, CheckpointError(f"{out} cannot be written: {error.strerror}; check its permissions and space")
-    return lock, None
+            return CheckpointError(
+                f"another process has been writing into {self._out} for {wait_s:.0f} s: end it, or give another --out"
+            )
+        except NotImplementedError:
+            return None
+        except OSError as error:
+            return CheckpointError(f"{self._out} cannot be written: {error.strerror}; check its permissions and space")
+        return None
+
+    def release(self) -> None:
+        """Give it back; a folder into which nothing was written is removed."""
+        if not self._lock.is_locked:
+            return
+        if self._out.is_dir() and [path.name for path in self._out.iterdir()] == [LOCK]:
+            (self._out / LOCK).unlink()
+            self._out.rmdir()
+        self._lock.release()

@@ -23,7 +23,7 @@ from ecgfm.train.engine_config import check_device
 from ecgfm.train.figures import Meter, WindowCost
 from ecgfm.train.flops import peak_tflops, window_flops
 from ecgfm.train.health import look_at, skip_step
-from ecgfm.train.lock import lock_run
+from ecgfm.train.lock import RunLock
 from ecgfm.train.log import RunLog
 from ecgfm.train.opening import introduce, open_log, shard_facts, write_settings
 from ecgfm.train.optim import build_optimizer, set_values
@@ -69,14 +69,16 @@ def train(run: Run) -> None:
         dry_run(run, shards, contract, found[1] if found else None)
         return
     world = start_world(run.engine.timeout_min)
+    lock = RunLock(run.out)
     try:
         with world.naming_the_lost():
-            _train(run, world, shards, contract, settings)
+            _train(run, world, lock, shards, contract, settings)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise CheckpointError(f"the disk of {run.out} is full: {error}; free space and run the same command") from error
     finally:
+        lock.release()
         end_world()
 
 
@@ -91,6 +93,7 @@ def _found(run: Run) -> tuple[Path, checkpoint.State] | None:
 def _train(
     run: Run,
     world: World,
+    lock: RunLock,
     shards: Shards,
     contract: SignalContract,
     settings: dict[str, Any],
@@ -98,8 +101,7 @@ def _train(
     world.agree(fetch_data(run, shards), patient=True)
     leaks, fault = check_data(run) if world.rank == 0 else (None, None)
     world.agree(fault, patient=True)
-    lock, fault = lock_run(run.out) if world.rank == 0 else (None, None)
-    world.agree(fault, patient=True)
+    world.agree(lock.take() if world.rank == 0 else None, patient=True)
     found, notes = checkpoint.settle(world, run.out)
     if found:
         check_same(found[1].identity, settings, run)
@@ -139,8 +141,6 @@ def _train(
     finally:
         if log:
             log.close()
-        if lock:
-            lock.release()
     # A launcher ends all ranks when the first one ends with a status: by then none may have anything left to do.
     world.barrier()
     if stop.status:

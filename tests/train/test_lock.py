@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from ecgfm.errors import CheckpointError
-from ecgfm.train.lock import lock_run
+from ecgfm.train.lock import RunLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from ecgfm.train.lock import lock_run
-lock, error = lock_run(Path(sys.argv[1]))
+from ecgfm.train.lock import RunLock
+lock = RunLock(Path(sys.argv[1]))
+assert lock.take() is None
 print("held", flush=True)
 sys.stdin.readline()
 """
@@ -31,18 +32,18 @@ def holder(tmp_path: Path) -> subprocess.Popen[str]:
 
 
 def test_a_second_process_is_refused_with_the_folder(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    lock, error = lock_run(tmp_path, wait_s=0.2)
+    error = RunLock(tmp_path).take(wait_s=0.2)
     holder.kill()
     holder.wait()
-    assert lock is None and isinstance(error, CheckpointError)
+    assert isinstance(error, CheckpointError)
     assert str(tmp_path) in str(error) and "--out" in str(error)
 
 
 def test_a_killed_process_leaves_the_folder_free(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     holder.kill()
-    lock, error = lock_run(tmp_path, wait_s=30)
+    lock = RunLock(tmp_path)
+    assert lock.take(wait_s=30) is None
     holder.wait()
-    assert lock is not None and error is None
     lock.release()
 
 
@@ -50,13 +51,25 @@ def test_a_process_that_ends_is_waited_for(tmp_path: Path, holder: subprocess.Po
     assert holder.stdin
     holder.stdin.write("\n")
     holder.stdin.flush()
-    lock, error = lock_run(tmp_path, wait_s=30)
+    lock = RunLock(tmp_path)
+    assert lock.take(wait_s=30) is None
     holder.wait()
-    assert lock is not None and error is None
     lock.release()
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    lock, error = lock_run(tmp_path / "file" / "run", wait_s=0)
-    assert lock is None and isinstance(error, CheckpointError)
+    lock = RunLock(tmp_path / "file" / "run")
+    assert isinstance(lock.take(wait_s=0), CheckpointError)
+    lock.release()
+
+
+def test_a_folder_into_which_nothing_was_written_is_removed(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path / "runs" / "one")
+    assert lock.take() is None
+    lock.release()
+    assert not (tmp_path / "runs" / "one").exists()
+    assert lock.take() is None
+    (tmp_path / "runs" / "one" / "run.json").write_text("{}")
+    lock.release()
+    assert (tmp_path / "runs" / "one" / "run.json").is_file()
