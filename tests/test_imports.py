@@ -20,7 +20,7 @@ BELOW: dict[str, set[str]] = {
     "signal": {"words"},
     "databases": {"words", "signal"},
     "shards": {"words", "labels", "signal", "databases"},
-    "data": {"words", "signal", "databases", "shards"},
+    "data": {"words", "labels", "signal", "databases", "shards"},
     "kernels": {"words"},
     "nn": {"words", "kernels"},
     "encoders": {"words", "signal", "kernels", "nn"},

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from ecgfm import parts
+from ecgfm.data.augment.base import Augmentation
 from ecgfm.databases.base import Database
 from ecgfm.encoders.base import Encoder
 from ecgfm.errors import ConfigError
 from ecgfm.objectives.base import Objective
 
 REAL: dict[str, type[Any]] = {
+    "ecgfm.data.augment": Augmentation,
     "ecgfm.databases": Database,
     "ecgfm.encoders": Encoder,
     "ecgfm.objectives": Objective,

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ecgfm.data.batch import Batch
 from ecgfm.data.damage import ATTEMPTS, Replaced, Replacements, substitute
+from ecgfm.data.labels import LabelTable
 from ecgfm.data.mixture import Mixture, sources
 from ecgfm.data.order import window_starts, window_starts_at
 from ecgfm.data.stream import BlockMixture, Stream
@@ -65,6 +66,7 @@ class Loader:
         streaming: Read whole shards, in an order of blocks; by default single records are read, in an order of all.
         skip_damaged: Read another record for one that is damaged.
         check_records: Compare the SHA-256 of each record; of streamed ones it always is.
+        labels: Give the batches these labels; none by default.
 
     Raises:
         ConfigError: No record may be used, or the batch cannot be split evenly.
@@ -87,6 +89,7 @@ class Loader:
         streaming: Streaming | None = None,
         skip_damaged: bool = False,
         check_records: bool = False,
+        labels: LabelTable | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % (world_size * accumulation):
             raise ConfigError(
@@ -105,6 +108,7 @@ class Loader:
         self.pin_memory = pin_memory
         self.replacements = Replacements() if skip_damaged else None
         self._check_records = check_records
+        self._labels = labels
         self.streaming = streaming
         self._stream: Stream | None = None
         self.mixture = Mixture(parts, seed)
@@ -120,6 +124,7 @@ class Loader:
                 rows=self.rows,
                 readers=streaming.readers,
                 replacements=self.replacements,
+                labels=labels,
             )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -164,6 +169,7 @@ class Loader:
             signal_BLT=signal_BLT,
             microvolt_per_count_B=torch.from_numpy(self.shards.microvolt_per_count[index]),
             database_B=torch.from_numpy(self.shards.folder_of[index]),
+            labels_BC=self._labels.rows(index) if self._labels else None,
         )
 
     def blank(self) -> Batch:
@@ -173,6 +179,7 @@ class Loader:
             signal_BLT=torch.zeros(rows, len(LEADS), self.window_samples, dtype=torch.int16),
             microvolt_per_count_B=torch.ones(rows),
             database_B=torch.zeros(rows, dtype=torch.int64),
+            labels_BC=torch.full((rows, len(self._labels.names)), torch.nan) if self._labels else None,
         )
 
     def _copy(self, first: int, last: int, out: NDArray[np.int16]) -> NDArray[np.int64]:
@@ -189,6 +196,8 @@ class Loader:
 
     def _copy_window(self, record: int, start: int, out_LT: NDArray[np.int16]) -> None:
         self.shards.check(record, hashed=self._check_records)
+        if self._labels:
+            self._labels.learn(record)
         out_LT[:] = self.shards.counts(record)[:, start : start + self.window_samples]
 
     def _replace(

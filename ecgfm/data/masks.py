@@ -1,4 +1,4 @@
-"""Masks that hide blocks of time, for whole batches at once.
+"""Masks that hide blocks of time, single tokens, or segments of samples, for whole batches at once.
 
 Weimann and Conrad 2024 (https://arxiv.org/abs/2410.13867) hide contiguous blocks; how they are drawn is
 only in their code. Stated here as what it does: pick a still visible token at random, which picks its
@@ -9,7 +9,7 @@ block. At 200 tokens and 15-25 % kept this gives 2.7 hidden runs of mean length 
 
 Ours draws the same distribution for all rows together, on the device, without a wait.
 
-Shapes: B windows, N tokens, K kept tokens, M hidden tokens, R rounds.
+Shapes: B windows, G groups, N tokens, K kept tokens, M hidden tokens, R rounds, C segments, T samples.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ def rounds(hidden: int, min_block: int) -> int:
     return 2 * (hidden // min_block) + 2
 
 
-def hide_blocks(draws: Draws, batch: int, tokens: int, hidden: int, min_block: int) -> Tensor:
+def hide_blocks(draws: Draws, batch: int, tokens: int, hidden: int, min_block: int, groups: int = 1) -> Tensor:
     """Return hidden_BN, bool, with exactly `hidden` tokens hidden in each row, in runs of `min_block` or more.
+
+    With groups, such as leads, each group of a row has `tokens` tokens and a mask of its own; N is all of them.
 
     Raises:
         ConfigError: The block is longer than what is to be hidden, or nothing is left to see.
@@ -42,7 +44,8 @@ def hide_blocks(draws: Draws, batch: int, tokens: int, hidden: int, min_block: i
         raise ConfigError(
             f"cannot hide {hidden} of {tokens} tokens in blocks of at least {min_block}: needs block <= hidden < tokens"
         )
-    uniform_BRU = draws.rows("mask blocks", rounds(hidden, min_block), DRAWS_PER_ROUND)
+    uniform_BRU = draws.rows("mask blocks", groups, rounds(hidden, min_block), DRAWS_PER_ROUND).flatten(0, 1)
+    batch *= groups
     assert len(uniform_BRU) == batch
     place_N = torch.arange(tokens, device=uniform_BRU.device)
     hidden_BN = torch.zeros(batch, tokens, dtype=torch.bool, device=uniform_BRU.device)
@@ -63,7 +66,52 @@ def hide_blocks(draws: Draws, batch: int, tokens: int, hidden: int, min_block: i
         at_B1 = torch.where(fits_B1, at_B1, start_B1)
         size_B1 = torch.where(fits_B1, size_B1, room_B1).clamp(max=left_B1)
         hidden_BN |= (place_N >= at_B1) & (place_N < at_B1 + size_B1)
-    return hidden_BN
+    return hidden_BN.reshape(batch // groups, groups * tokens)
+
+
+def hide_random(draws: Draws, batch: int, tokens: int, hidden: int, groups: int = 1) -> Tensor:
+    """Return hidden_BN, bool, with exactly `hidden` tokens hidden in each row, any set of them as likely as another.
+
+    With groups, such as leads, each group of a row has `tokens` tokens and a mask of its own; N is all of them.
+
+    Raises:
+        ConfigError: Nothing is to be hidden, or nothing is left to see.
+    """
+    if not 1 <= hidden < tokens:
+        raise ConfigError(f"cannot hide {hidden} of {tokens} tokens: needs 1 <= hidden < tokens")
+    uniform_BGN = draws.many("mask tokens", groups, tokens)
+    assert len(uniform_BGN) == batch
+    order_BGN = uniform_BGN.argsort(dim=2, stable=True)
+    hidden_BGN = torch.zeros_like(uniform_BGN, dtype=torch.bool)
+    return hidden_BGN.scatter_(2, order_BGN[:, :, :hidden], True).flatten(1)
+
+
+def segment_starts(draws: Draws, batch: int, samples: int, segment: int, count: int, groups: int = 1) -> Tensor:
+    """Return start_BGC, int64 and ascending: the first samples of `count` segments of one length that do not overlap.
+
+    What is left between them is shared out by random places in what remains when the segments are taken away.
+
+    Raises:
+        ConfigError: The segments do not fit, or leave nothing to see.
+    """
+    room = samples - segment * count
+    if segment < 1 or count < 1 or room < 1:
+        raise ConfigError(f"cannot hide {count} segments of {segment} samples in windows of {samples}")
+    uniform_BGC = draws.rows("mask segments", groups, count)
+    assert len(uniform_BGC) == batch
+    free_BGC = (uniform_BGC * (room + 1)).long().sort(dim=2).values
+    return free_BGC + segment * torch.arange(count, device=free_BGC.device)
+
+
+def inside_segments(start_BGC: Tensor, segment: int, samples: int) -> Tensor:
+    """Return hidden_BGT, bool: whether a sample lies in one of the segments."""
+    place_T = torch.arange(samples, device=start_BGC.device)
+    # The last segment that begins at or before a sample is the only one that could hold it.
+    number_BGT = torch.searchsorted(
+        start_BGC.contiguous(), place_T.expand(*start_BGC.shape[:2], -1).contiguous(), right=True
+    )
+    last_BGT = start_BGC.gather(2, (number_BGT - 1).clamp(min=0))
+    return (number_BGT > 0) & (place_T < last_BGT + segment)
 
 
 def split_tokens(hidden_BN: Tensor, hidden: int) -> tuple[Tensor, Tensor]:

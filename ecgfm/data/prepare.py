@@ -24,17 +24,21 @@ class Prepare(nn.Module):
         mean_mv_SL: Per folder of shards and lead.
         std_mv_SL: Likewise.
         clip: Largest absolute value that is let through.
+        rate_hz: Samples a second, which the batch is told.
         per_window: Take each window's own mean and standard deviation, per lead, instead of those.
     """
 
     mean_mv_SL: Tensor
     std_mv_SL: Tensor
 
-    def __init__(self, mean_mv_SL: Tensor, std_mv_SL: Tensor, clip: float, *, per_window: bool = False) -> None:
+    def __init__(
+        self, mean_mv_SL: Tensor, std_mv_SL: Tensor, clip: float, *, rate_hz: float = 500.0, per_window: bool = False
+    ) -> None:
         super().__init__()
         self.register_buffer("mean_mv_SL", mean_mv_SL.float(), persistent=False)
         self.register_buffer("std_mv_SL", std_mv_SL.float(), persistent=False)
         self.clip = clip
+        self.rate_hz = rate_hz
         self.per_window = per_window
 
     @torch.no_grad()
@@ -44,12 +48,18 @@ class Prepare(nn.Module):
         millivolt_B1 = batch.microvolt_per_count_B[:, None] * 1e-3
         if self.per_window:
             var_BL, mean_BL = torch.var_mean(counts_BLT, dim=2, correction=0)
-            factor_BL = millivolt_B1 / (var_BL.sqrt() * millivolt_B1).clamp_(min=LEAST_STD_MV)
+            std_mv_BL = (var_BL.sqrt() * millivolt_B1).clamp_(min=LEAST_STD_MV)
+            mean_mv_BL = mean_BL * millivolt_B1
             # Subtracted first: a quiet lead may lie far from zero.
-            signal_BLT = counts_BLT.sub_(mean_BL[:, :, None]).mul_(factor_BL[:, :, None])
+            signal_BLT = counts_BLT.sub_(mean_BL[:, :, None]).mul_((millivolt_B1 / std_mv_BL)[:, :, None])
         else:
-            std_BL = self.std_mv_SL[batch.database_B]
-            factor_BL = millivolt_B1 / std_BL
-            shift_BL = self.mean_mv_SL[batch.database_B] / -std_BL
+            std_mv_BL, mean_mv_BL = self.std_mv_SL[batch.database_B], self.mean_mv_SL[batch.database_B]
+            factor_BL, shift_BL = millivolt_B1 / std_mv_BL, mean_mv_BL / -std_mv_BL
             signal_BLT = counts_BLT.mul_(factor_BL[:, :, None]).add_(shift_BL[:, :, None])
-        return replace(batch, signal_BLT=signal_BLT.clamp_(-self.clip, self.clip))
+        return replace(
+            batch,
+            signal_BLT=signal_BLT.clamp_(-self.clip, self.clip),
+            rate_hz=self.rate_hz,
+            mean_mv_BL=mean_mv_BL,
+            std_mv_BL=std_mv_BL,
+        )

@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfm.data.damage import ATTEMPTS, Replaced, Replacements, substitute
+from ecgfm.data.labels import LabelTable
 from ecgfm.data.mixture import BLOCK, Mixture, Source, purpose
 from ecgfm.data.order import window_starts_at
 from ecgfm.errors import ShardError
@@ -140,6 +141,7 @@ class Stream:
         rows: This rank's rows of a micro-batch, [first, last).
         readers: Shards that are read at once.
         replacements: Takes damaged records that others stand in for; None to stop at the first.
+        labels: Learns the labels of each record that is read.
     """
 
     def __init__(
@@ -153,12 +155,14 @@ class Stream:
         rows: tuple[int, int],
         readers: int,
         replacements: Replacements | None,
+        labels: LabelTable | None = None,
     ) -> None:
         self._shards, self._mixture = shards, mixture
         self._read_shard = read_shard
         self._samples = window_samples
         self._micro_rows, self._rows = micro_rows, rows
         self._replacements = replacements
+        self._labels = labels
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="stream")
         self._expected = -1
         self._start = 0
@@ -268,6 +272,8 @@ class Stream:
         for position, record, start in rows:
             try:
                 counts_LT = self._shards.cut(record, content)
+                if self._labels:
+                    self._labels.learn(record, content)
             except ShardError as error:
                 whole = len(content) == self._shards.num_bytes(shard)
                 damaged.append((position, record, error if whole else self._cut_short(shard, len(content))))

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from ecgfm.data.batch import Batch
+from ecgfm.data.labels import LabelTable
 from ecgfm.errors import ConfigError
 from ecgfm.leads import LEADS
 from ecgfm.shards.leaks import PRETRAINING_SPLITS
@@ -46,6 +47,8 @@ class ValidationWindows:
     """Records that could be chosen from."""
     patients: int
     """Theirs."""
+    labels: LabelTable | None = None
+    """What gives the windows their labels."""
 
     def __len__(self) -> int:
         return len(self.index_N)
@@ -70,11 +73,14 @@ class ValidationWindows:
             for row in np.flatnonzero(shard_of == shard).tolist():
                 record, start = int(index[row]), int(self.starts_N[first + row])
                 counts_LT = self.shards.counts(record) if content is None else self.shards.cut(record, content)
+                if self.labels:
+                    self.labels.learn(record, content)
                 out[row] = counts_LT[:, start : start + self.window_samples]
         return Batch(
             signal_BLT=signal_BLT,
             microvolt_per_count_B=torch.from_numpy(self.shards.microvolt_per_count[index]),
             database_B=torch.from_numpy(self.shards.folder_of[index]),
+            labels_BC=self.labels.rows(index) if self.labels else None,
         )
 
 

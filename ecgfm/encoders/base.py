@@ -1,6 +1,6 @@
 """What an encoder must offer, whatever its architecture.
 
-Shapes: B windows, L leads, T samples, N tokens (or feature steps), K kept tokens, D width.
+Shapes: B windows, L leads, T samples, S steps, N tokens (or feature steps), K kept tokens, D width.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ecgfm import parts
+from ecgfm.errors import ConfigError, SignalError
 
 
 class Encoder(nn.Module, abc.ABC):
@@ -26,7 +27,13 @@ class Encoder(nn.Module, abc.ABC):
         num_leads: int
         """Leads that it takes, L."""
         patch_samples: int
-        """Samples of one token or feature step: N = T // patch_samples."""
+        """Samples of one token or feature step: S = T // patch_samples steps."""
+        leads_apart: ClassVar[bool] = False
+        """Whether each lead has tokens of its own, one lead's after another's: N = L * S tokens, and otherwise S."""
+
+        def tokens(self, samples: int) -> int:
+            """Return N, the tokens of a signal of so many samples."""
+            return samples // self.patch_samples * (self.num_leads if self.leads_apart else 1)
 
     config: Config
     """What it was built from."""
@@ -50,3 +57,36 @@ def build_encoder(config: Encoder.Config) -> Encoder:
     """Return a new encoder with random weights, of the class that `config` belongs to."""
     owner = parts.load("ecgfm.encoders", parts.kind_of(type(config)), Encoder)  # type: ignore[type-abstract]
     return owner(config)
+
+
+def check_signal(config: Encoder.Config, signal_BLT: Tensor) -> None:
+    """Refuse a signal with other leads than the encoder's, or of a length that its steps do not fill.
+
+    Raises:
+        SignalError: With the shape, and the lengths next to it that would do.
+    """
+    samples = signal_BLT.shape[-1]
+    if signal_BLT.shape[1] != config.num_leads or samples == 0 or samples % config.patch_samples:
+        raise SignalError(
+            f"the encoder takes (batch, {config.num_leads}, samples) with samples a multiple of "
+            f"{config.patch_samples}, such as {_next_to(samples, config.patch_samples)}, got {tuple(signal_BLT.shape)}"
+        )
+
+
+def check_window(config: Encoder.Config, window_samples: int) -> None:
+    """Refuse windows that the encoder's steps do not fill, before anything is built.
+
+    Raises:
+        ConfigError: With the lengths next to it that would do.
+    """
+    if window_samples == 0 or window_samples % config.patch_samples:
+        raise ConfigError(
+            f"windows of {window_samples} samples are not filled by the steps of {config.patch_samples} that "
+            f"{parts.kind_of(type(config))} makes; change --data.window-s to "
+            f"{_next_to(window_samples, config.patch_samples)} samples"
+        )
+
+
+def _next_to(samples: int, step: int) -> str:
+    below = samples - samples % step
+    return " or ".join(str(length) for length in (below, below + step) if length)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ecgfm.encoders.base import Encoder
 from ecgfm.errors import ConfigError, SignalError
 from ecgfm.nn.blocks import INIT_STD, blocks, norm
-from ecgfm.nn.positions import sincos_positions
+from ecgfm.nn.positions import HeldPositions
 from ecgfm.nn.tokens import take
 
 
@@ -73,6 +73,7 @@ class ViT(Encoder):
         self.register = nn.Parameter(torch.empty(1, config.num_registers, config.width))
         self.blocks = blocks(config.width, config.depth, config.num_heads, config.mlp_ratio)
         self.norm = norm(config.width)
+        self._positions = HeldPositions(config.width)
         nn.init.trunc_normal_(self.patch.weight, std=INIT_STD)
         nn.init.trunc_normal_(self.register, std=INIT_STD)
 
@@ -109,13 +110,8 @@ class ViT(Encoder):
         return tokens_BND.float().mean(dim=1)
 
     def positions(self, tokens: int, device: torch.device) -> Tensor:
-        """Return positions_ND, made once for each length and device."""
-        held = getattr(self, "_positions", None)
-        if held is None or held.shape[0] < tokens or held.device != device:
-            # An attribute and not a buffer: it is derived, and belongs in no checkpoint.
-            held = sincos_positions(tokens, self.config.width).to(device)
-            self._positions = held
-        return held[:tokens]
+        """Return positions_ND."""
+        return self._positions(tokens, device)
 
 
 XS = ViT.Config(width=192, depth=8, num_heads=4)

@@ -24,13 +24,19 @@ class Blocks(nn.Sequential):
     recomputed: bool = False
     """Whether they do. What lies between two blocks is kept."""
 
-    def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Return tokens_BND."""
+    def forward(self, tokens_BND: Tensor, sees_B1NN: Tensor | None = None) -> Tensor:
+        """Return tokens_BND.
+
+        Args:
+            tokens_BND: What goes in.
+            sees_B1NN: bool, which tokens (last) each token attends to; all of them by default.
+        """
+        inputs = () if sees_B1NN is None else (sees_B1NN,)
         for block in self:
             if self.recomputed and torch.is_grad_enabled():
-                tokens_BND = checkpoint(block, tokens_BND, use_reentrant=False)
+                tokens_BND = checkpoint(block, tokens_BND, *inputs, use_reentrant=False)
             else:
-                tokens_BND = block(tokens_BND)
+                tokens_BND = block(tokens_BND, *inputs)
         return tokens_BND
 
 

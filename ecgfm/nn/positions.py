@@ -20,3 +20,21 @@ def sincos_positions(tokens: int, width: int) -> Tensor:
     frequency = LARGEST_PERIOD ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))
     angle = torch.arange(tokens, dtype=torch.float64)[:, None] * frequency[None, :]
     return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+
+
+class HeldPositions:
+    """Positions that are made once for each length and device. No part of a module: they are derived, and in no state.
+
+    Args:
+        width: D.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._held_ND = torch.empty(0, width, device="cpu")
+
+    def __call__(self, tokens: int, device: torch.device) -> Tensor:
+        """Return positions_ND, float32."""
+        if len(self._held_ND) < tokens or self._held_ND.device != device:
+            self._held_ND = sincos_positions(tokens, self.width).to(device)
+        return self._held_ND[:tokens]

@@ -6,6 +6,7 @@ Shapes: B windows, L leads, T samples.
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ecgfm import parts
 from ecgfm.data.batch import Batch, Draws
 from ecgfm.encoders.base import Encoder, build_encoder
+from ecgfm.errors import ConfigError
 
 Losses = dict[str, Tensor]
 """`loss` is the one that is minimised; the others are logged. Scalars, on the device."""
@@ -31,6 +33,26 @@ class Progress:
     """Whether costly figures are wanted at this step."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnOptim:
+    """AdamW of a part that does not follow --optim, such as an adversary; the same over the whole run."""
+
+    lr: float = 1e-4
+    """Learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW's moving averages."""
+    eps: float = 1e-8
+    """Of AdamW."""
+    weight_decay: float = 0.0
+    """On the weights of linear layers and convolutions only."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lr < math.inf or not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"lr {self.lr} and weight_decay {self.weight_decay} of a part must be 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 < self.eps < 1:
+            raise ConfigError(f"betas {self.betas} of a part must be in 0..1 and its eps {self.eps} above 0")
+
+
 class Objective(nn.Module, abc.ABC):
     """Holds the encoder that is trained, and whatever the method needs beside it."""
 
@@ -45,12 +67,21 @@ class Objective(nn.Module, abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int) -> None:
+    def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int, rate_hz: float) -> None:
         """Refuse a pair that cannot work, before anything is built.
 
         Raises:
             ConfigError: Why the encoder, the window and the objective do not fit.
         """
+
+    @classmethod
+    def labels(cls, config: Objective.Config) -> tuple[str, ...]:
+        """Return the labels, as `scheme:code`, whose columns the batch must have."""
+        return ()
+
+    def own_optim(self) -> tuple[tuple[nn.Module, OwnOptim], ...]:
+        """Return parts of this objective that are trained with settings of their own."""
+        return ()
 
     @abc.abstractmethod
     def views(self, batch: Batch, draws: Draws) -> Batch:
@@ -108,12 +139,14 @@ def objective_class(config: Objective.Config) -> type[Objective]:
     return parts.load("ecgfm.objectives", parts.kind_of(type(config)), Objective)  # type: ignore[type-abstract]
 
 
-def build_objective(config: Objective.Config, encoder: Encoder.Config, window_samples: int) -> Objective:
+def build_objective(
+    config: Objective.Config, encoder: Encoder.Config, window_samples: int, rate_hz: float
+) -> Objective:
     """Return a new objective around a new encoder, with random weights from torch's generator.
 
     Raises:
         ConfigError: The encoder cannot do what the objective needs.
     """
     owner = objective_class(config)
-    owner.check(config, encoder, window_samples)
+    owner.check(config, encoder, window_samples, rate_hz)
     return owner(config, build_encoder(encoder))

@@ -5,7 +5,13 @@ https://arxiv.org/abs/2410.13867, apply it to ECG: masks are blocks of time shar
 is the mean absolute error, and the target's tokens get no further layer norm (I-JEPA: layer norm, smooth
 L1).
 
-Shapes: B windows, L leads, T samples, N tokens, K kept tokens, M hidden tokens, D width, P predictor width.
+With an encoder that has tokens of each lead it is that of Kim 2024, https://arxiv.org/abs/2410.08559, as his code has
+it: the same times are hidden in all leads, the encoder sees the rest of all leads together, and the predictor works on
+each lead by itself, with positions in time alone. His targets are layer-normed and his error is smooth L1
+(`norm_target`, `loss`). Ours draws the hidden times for each window; his are one draw a batch.
+
+Shapes: B windows, L leads, T samples, S steps, N tokens, K kept tokens, M hidden tokens, R = B * L rows of a lead, D
+width.
 """
 
 from __future__ import annotations
@@ -13,19 +19,20 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ecgfm import parts
 from ecgfm.data.batch import Batch, Draws
-from ecgfm.data.masks import hide_blocks, split_tokens
+from ecgfm.data.masks import hide_blocks, hide_random, split_tokens
 from ecgfm.encoders.base import Encoder
 from ecgfm.errors import ConfigError
-from ecgfm.nn.blocks import INIT_STD, blocks, norm
 from ecgfm.nn.collapse import alignment, dimension_std, effective_rank, uniformity
-from ecgfm.nn.positions import sincos_positions
-from ecgfm.nn.tokens import take
+from ecgfm.nn.predictor import Predictor
+from ecgfm.nn.tokens import by_lead, take
 from ecgfm.objectives.base import Losses, Objective, Progress
 from ecgfm.schedules import linear
 
@@ -41,6 +48,16 @@ class JEPA(Objective):
         """Bounds of the share of tokens hidden from the context encoder; one draw a batch."""
         min_block: int = 10
         """Tokens of the shortest hidden block: 10 of 50 ms are 500 ms."""
+        mask: Literal["blocks", "random"] = "blocks"
+        """What is hidden: blocks of time, or single tokens anywhere (random), for which --objective.min-block says
+        nothing."""
+        mask_leads: Literal["together", "apart"] = "together"
+        """Where each lead has tokens of its own: hide the same times in all leads, or draw them for each lead (apart),
+        where the other leads show what is hidden in one: six limb leads are sums of two."""
+        norm_target: bool = False
+        """Whether the target's tokens get a further layer norm, without weights."""
+        loss: Literal["l1", "smooth-l1"] = "l1"
+        """Mean absolute error, or its smooth form that is quadratic below 1."""
         momentum: tuple[float, float] = (0.998, 0.9995)
         """Of the target encoder's moving average, at the schedule's start and end."""
         predictor_width: int | None = None
@@ -63,7 +80,7 @@ class JEPA(Objective):
     config: Config
 
     @classmethod
-    def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int) -> None:
+    def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int, rate_hz: float) -> None:
         """Refuse an encoder that cannot drop tokens, and windows that the masks or patches do not fill."""
         assert isinstance(config, JEPA.Config)
         name = parts.kind_of(type(encoder))
@@ -76,9 +93,19 @@ class JEPA(Objective):
                 f"windows of {window_samples} samples are not filled by patches of {encoder.patch_samples}; "
                 "change --data.window-s or --encoder.patch-samples"
             )
+        if config.mask_leads == "apart" and not encoder.leads_apart:
+            raise ConfigError(
+                f"--objective.mask-leads apart needs an encoder with tokens of each lead, and {name} has none; use "
+                "vit_leadtime, or leave it out"
+            )
         tokens = window_samples // encoder.patch_samples
-        fewest = tokens - kept_tokens(config.mask_ratio[0], tokens)
-        if fewest < config.min_block:
+        fewest, most = (tokens - kept_tokens(share, tokens) for share in config.mask_ratio)
+        if config.mask == "random" and not 1 <= fewest <= most < tokens:
+            raise ConfigError(
+                f"of {tokens} tokens --objective.mask-ratio {config.mask_ratio} hides {fewest} to {most}; it must hide "
+                "and leave at least one: use longer windows or another share"
+            )
+        if config.mask == "blocks" and fewest < config.min_block:
             raise ConfigError(
                 f"windows of {tokens} tokens hide {fewest} at the least, fewer than --objective.min-block "
                 f"{config.min_block}; use longer windows or a shorter block"
@@ -91,20 +118,27 @@ class JEPA(Objective):
         super().__init__(config, encoder)
         settings = encoder.config
         self.patch_samples = settings.patch_samples
+        self.num_leads = settings.num_leads if settings.leads_apart else 1
         self.predictor = Predictor(settings.width, *_predictor_shape(config, settings))
         self.target = copy.deepcopy(encoder).requires_grad_(False)
 
     def views(self, batch: Batch, draws: Draws) -> Batch:
-        """Draw the masks: one share a batch, blocks for each row."""
+        """Draw the masks: one share a batch, places for each row."""
         tokens = batch.signal_BLT.shape[2] // self.patch_samples
         low, high = self.config.mask_ratio
         hidden = tokens - kept_tokens(high - (high - low) * draws.shared("mask ratio"), tokens)
-        hidden_BN = hide_blocks(draws, len(batch.signal_BLT), tokens, hidden, self.config.min_block)
-        keep_BK, hide_BM = split_tokens(hidden_BN, hidden)
+        rows, groups = len(batch.signal_BLT), self.num_leads if self.config.mask_leads == "apart" else 1
+        if self.config.mask == "blocks":
+            hidden_BN = hide_blocks(draws, rows, tokens, hidden, self.config.min_block, groups)
+        else:
+            hidden_BN = hide_random(draws, rows, tokens, hidden, groups)
+        # The same times in every lead, where leads have tokens of their own and the masks are not.
+        hidden_BN = hidden_BN.repeat(1, self.num_leads // groups)
+        keep_BK, hide_BM = split_tokens(hidden_BN, hidden * self.num_leads)
         return replace(batch, keep_BK=keep_BK, hide_BM=hide_BM)
 
     def forward(self, batch: Batch, at: Progress) -> Losses:
-        """Mean absolute error over the hidden tokens.
+        """Error of the guesses, the mean over the hidden tokens and their features.
 
         Args:
             batch: Normalised `signal_BLT`; `keep_BK` and `hide_BM`, token indices.
@@ -120,12 +154,22 @@ class JEPA(Objective):
         with torch.no_grad():
             target_BND = self.target(batch.signal_BLT)
             wanted_BMD = take(target_BND, batch.hide_BM).float()
+            if self.config.norm_target:
+                wanted_BMD = functional.layer_norm(wanted_BMD, wanted_BMD.shape[2:])
         context_BKD = self.encoder(batch.signal_BLT, batch.keep_BK)
-        guess_BMD = self.predictor(context_BKD, batch.keep_BK, batch.hide_BM)
-        losses = {"loss": (guess_BMD.float() - wanted_BMD).abs().mean()}
+        guess_BMD = self._guess(context_BKD, batch.keep_BK, batch.hide_BM)
+        distance = functional.l1_loss if self.config.loss == "l1" else functional.smooth_l1_loss
+        losses = {"loss": distance(guess_BMD.float(), wanted_BMD)}
         if at.measure:
             losses |= self._figures(target_BND, wanted_BMD, guess_BMD)
         return losses
+
+    def _guess(self, context_BKD: Tensor, keep_BK: Tensor, hide_BM: Tensor) -> Tensor:
+        """Return guess_BMD, of each lead by itself where leads have tokens of their own."""
+        steps = (keep_BK.shape[1] + hide_BM.shape[1]) // self.num_leads
+        keep_RK, hide_RM = (by_lead(index, self.num_leads, steps) for index in (keep_BK, hide_BM))
+        guess: Tensor = self.predictor(context_BKD.reshape(*keep_RK.shape, -1), keep_RK, hide_RM)
+        return guess.reshape(*hide_BM.shape, -1)
 
     @torch.no_grad()
     def _figures(self, target_BND: Tensor, wanted_BMD: Tensor, guess_BMD: Tensor) -> Losses:
@@ -158,33 +202,6 @@ class JEPA(Objective):
 def kept_tokens(hidden_share: float, tokens: int) -> int:
     """Return ceil((1 - hidden_share) * tokens), the ceiling of what is meant: 1 - 0.7 is a little above 0.3."""
     return math.ceil(round((1.0 - hidden_share) * tokens, 6))
-
-
-class Predictor(nn.Module):
-    """A narrow transformer that guesses hidden tokens from the visible ones and from positions."""
-
-    def __init__(self, encoder_width: int, width: int, depth: int, num_heads: int) -> None:
-        super().__init__()
-        self.width = width
-        self.embed = nn.Linear(encoder_width, width, bias=False)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        self.blocks = blocks(width, depth, num_heads, mlp_ratio=4.0)
-        self.norm = norm(width)
-        self.project = nn.Linear(width, encoder_width, bias=False)
-        for weight in (self.embed.weight, self.project.weight, self.mask_token):
-            nn.init.trunc_normal_(weight, std=INIT_STD)
-
-    def forward(self, context_BKD: Tensor, keep_BK: Tensor, hide_BM: Tensor) -> Tensor:
-        """Return guess_BMD for the tokens at `hide_BM`."""
-        tokens = keep_BK.shape[1] + hide_BM.shape[1]
-        position_BNP = sincos_positions(tokens, self.width).to(context_BKD.device).expand(len(keep_BK), -1, -1)
-        seen_BKP = self.embed(context_BKD) + take(position_BNP, keep_BK)
-        asked_BMP = self.mask_token + take(position_BNP, hide_BM)
-        # The weights' type: the positions are float32, and weights of 16 bits take no other.
-        tokens_BNP = torch.cat([seen_BKP, asked_BMP.to(seen_BKP.dtype)], dim=1).to(self.mask_token.dtype)
-        mixed_BNP = self.norm(self.blocks(tokens_BNP))
-        guess: Tensor = self.project(mixed_BNP[:, keep_BK.shape[1] :])
-        return guess
 
 
 def _predictor_shape(config: JEPA.Config, encoder: Encoder.Config) -> tuple[int, int, int]:

@@ -157,9 +157,17 @@ class Shards:
         """Return record `index` as a read-only view of the shard, shape (12, T)."""
         return self._view(index, self._map(int(self.shard_of[index])))
 
-    def about(self, index: int) -> dict[str, Any]:
-        """Return the JSON member of record `index`; of shards that are not here, what the manifest says."""
-        if not self._here:
+    def about(self, index: int, shard: memoryview | None = None) -> dict[str, Any]:
+        """Return the JSON member of record `index`.
+
+        Args:
+            index: The record.
+            shard: The bytes of its shard. Without them, of shards that are not here what the manifest says is returned.
+
+        Raises:
+            ShardError: It cannot be read.
+        """
+        if not self._here and shard is None:
             manifest = self.manifests[int(self.folder_of[index])]
             # Where a segment starts is known to its shard alone.
             return {
@@ -169,8 +177,12 @@ class Shards:
                 "start_s": 0.0,
             }
         start, size = int(self._json[0][index]), int(self._json[1][index])
-        content: dict[str, Any] = json.loads(self._map(int(self.shard_of[index]))[start : start + size])
-        return content
+        content = self._map(int(self.shard_of[index])) if shard is None else shard
+        try:
+            about: dict[str, Any] = json.loads(bytes(content[start : start + size]))
+        except ValueError as error:
+            raise self._damaged(index, "its JSON cannot be read") from error
+        return about
 
     def check(self, index: int, *, hashed: bool = False) -> None:
         """Compare what stands before a record's numbers, and its SHA-256 on demand.

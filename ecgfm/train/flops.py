@@ -9,6 +9,7 @@ attention are counted; a multiplication and an addition are two operations.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ecgfm.data.batch import Batch, Draws
 from ecgfm.objectives.base import Objective, Progress
 
+ROWS = 2
+"""Windows of the batch that is counted: batch norm needs more than one value."""
 STEPS = 33
 """Steps whose masks are drawn to find a usual one."""
 
@@ -57,7 +60,7 @@ def peak_tflops(device_name: str) -> float | None:
     return None
 
 
-def window_flops(objective: Objective, *, num_leads: int, window_samples: int, seed: int = 0) -> int:
+def window_flops(objective: Objective, *, num_leads: int, window_samples: int, rate_hz: float) -> int:
     """Return the operations of a window's forward and backward pass.
 
     Where masks hide a random share of the tokens, it is that of the median among some steps.
@@ -66,22 +69,28 @@ def window_flops(objective: Objective, *, num_leads: int, window_samples: int, s
         objective: On the meta device, of its own: it gets gradients.
         num_leads: Of the signal.
         window_samples: T.
-        seed: Of the masks.
+        rate_hz: Samples a second.
     """
+    labels = objective.labels(objective.config)
     batch = Batch(
-        signal_BLT=torch.zeros(1, num_leads, window_samples),
-        microvolt_per_count_B=torch.ones(1),
-        database_B=torch.zeros(1, dtype=torch.int64),
+        signal_BLT=torch.zeros(ROWS, num_leads, window_samples),
+        microvolt_per_count_B=torch.ones(ROWS),
+        database_B=torch.zeros(ROWS, dtype=torch.int64),
+        rate_hz=rate_hz,
+        mean_mv_BL=torch.zeros(ROWS, num_leads),
+        std_mv_BL=torch.ones(ROWS, num_leads),
+        labels_BC=torch.zeros(ROWS, len(labels)) if labels else None,
     )
     drawn = [
-        objective.views(batch, Draws(seed=seed, step=step, rows=(0, 1), all_rows=1, device=torch.device("cpu")))
+        objective.views(batch, Draws(seed=0, step=step, rows=(0, ROWS), all_rows=ROWS, device=torch.device("cpu")))
         for step in range(STEPS)
     ]
     usual = sorted(drawn, key=lambda views: [tuple(value.shape) for value in _tensors(views).values()])[STEPS // 2]
-    views = replace(usual, **{name: value.to("meta") for name, value in _tensors(usual).items()})
+    on_meta: dict[str, Any] = {name: value.to("meta") for name, value in _tensors(usual).items()}
+    views = replace(usual, **on_meta)
     with FlopCounterMode(display=False) as counter:
         torch.autograd.backward(objective(views, Progress(step=0, schedule_steps=1))["loss"])
-    return int(counter.get_total_flops())
+    return int(counter.get_total_flops()) // ROWS
 
 
 def _tensors(views: Batch) -> dict[str, torch.Tensor]:

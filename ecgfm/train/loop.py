@@ -59,7 +59,7 @@ def train(run: Run) -> None:
         raise ConfigError("--data.shards is missing: give one or more folders that tools/convert.py wrote")
     shards = open_shards(run)
     contract = signal_contract(run, shards)
-    check_run(run, contract.window_samples)
+    check_run(run, contract.window_samples, contract.rate_hz)
     check_device(run.engine, gpu=has_gpu())
     settings = identity(run)
     found = _found(run)
@@ -311,7 +311,7 @@ def _window_cost(run: Run, contract: SignalContract, device: torch.device) -> Wi
     peak = peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     samples = contract.window_samples
     return WindowCost(
-        tokens=samples // run.encoder.patch_samples,
-        flops=window_flops(objective, num_leads=len(contract.leads), window_samples=samples, seed=run.seed),
+        tokens=run.encoder.tokens(samples),
+        flops=window_flops(objective, num_leads=len(contract.leads), window_samples=samples, rate_hz=contract.rate_hz),
         peak_tflops=run.monitor.peak_tflops or peak,
     )

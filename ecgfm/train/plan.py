@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ecgfm import config
+from ecgfm.data.labels import LabelTable
 from ecgfm.data.loader import Loader, Streaming
 from ecgfm.data.mixture import parse_weights
 from ecgfm.data.places import fill_cache, shard_source, stop_fetching
@@ -24,7 +25,7 @@ from ecgfm.data.prepare import Prepare
 from ecgfm.data.validation import ValidationWindows, hold_out_, validation_windows
 from ecgfm.errors import CheckpointError, ConfigError, EcgfmError
 from ecgfm.leads import LEADS
-from ecgfm.objectives.base import Objective, build_objective
+from ecgfm.objectives.base import Objective, build_objective, objective_class
 from ecgfm.rng import derive
 from ecgfm.shards.check import require_whole
 from ecgfm.shards.leaks import LeakReport, require_no_leak
@@ -135,7 +136,18 @@ def run_loader(
         streaming=streaming,
         skip_damaged=run.data.on_corrupt == "skip",
         check_records=run.data.check_records,
+        labels=run_labels(run, shards),
     )
+
+
+def run_labels(run: Run, shards: Shards) -> LabelTable | None:
+    """Return the labels that the objective learns from; None where it learns from none.
+
+    Raises:
+        ConfigError: The shards do not have them.
+    """
+    names = objective_class(run.objective).labels(run.objective)
+    return LabelTable(shards, names) if names else None
 
 
 def run_prepare(run: Run, shards: Shards, contract: SignalContract) -> Prepare:
@@ -145,6 +157,7 @@ def run_prepare(run: Run, shards: Shards, contract: SignalContract) -> Prepare:
         torch.tensor([scale.mean_mv for scale in scales]),
         torch.tensor([scale.std_mv for scale in scales]),
         contract.clip,
+        rate_hz=contract.rate_hz,
         per_window=run.data.scale == "record",
     )
 
@@ -165,7 +178,8 @@ def run_validation(run: Run, shards: Shards, contract: SignalContract) -> Valida
             f"shorter than --data.window-s {run.data.window_s:g} or have a flag of --data.exclude-flags; give a larger "
             "share"
         )
-    return found
+    labels = run_labels(run, shards)
+    return replace(found, labels=labels) if found and labels else found
 
 
 def run_probe(run: Run, shards: Shards, contract: SignalContract) -> ProbeHook | None:
@@ -200,7 +214,7 @@ def run_objective(run: Run, contract: SignalContract) -> Objective:
     """Return the objective with weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(run.seed, "weights"))
-        return build_objective(run.objective, run.encoder, contract.window_samples)
+        return build_objective(run.objective, run.encoder, contract.window_samples, contract.rate_hz)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ecgfm import config
 from ecgfm.data.mixture import parse_weights
 from ecgfm.data.places import Place, is_remote, settle
-from ecgfm.encoders.base import Encoder
+from ecgfm.encoders.base import Encoder, check_window
 from ecgfm.errors import ConfigError
 from ecgfm.objectives.base import Objective, objective_class
 from ecgfm.shards.leaks import PRETRAINING_SPLITS
@@ -222,7 +222,7 @@ def places(run: Run) -> tuple[Place, ...]:
     return settle(run.data.shards, None if run.dry_run else run.data.cache, run.data.s3_command)
 
 
-def check_run(run: Run, window_samples: int) -> None:
+def check_run(run: Run, window_samples: int, rate_hz: float) -> None:
     """Refuse settings that cannot work together, before anything is built.
 
     Raises:
@@ -233,7 +233,8 @@ def check_run(run: Run, window_samples: int) -> None:
     check_monitor(run.monitor)
     owner = objective_class(run.objective)
     assert isinstance(run.objective, owner.Config)
-    owner.check(run.objective, run.encoder, window_samples)
+    check_window(run.encoder, window_samples)
+    owner.check(run.objective, run.encoder, window_samples, rate_hz)
 
 
 def identity(run: Run) -> dict[str, Any]:

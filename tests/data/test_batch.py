@@ -9,6 +9,7 @@ import torch
 from scipy.stats import kstest
 
 from ecgfm.data.batch import Batch, Draws
+from ecgfm.rng import derive
 
 CPU = torch.device("cpu")
 
@@ -81,3 +82,57 @@ def test_a_batch_keeps_its_content_on_the_way_to_a_device() -> None:
     assert torch.equal(moved.signal_BLT, batch.signal_BLT) and moved.signal_BLT.dtype == torch.int16
     assert torch.equal(moved.microvolt_per_count_B, batch.microvolt_per_count_B)
     assert torch.equal(moved.database_B, batch.database_B)
+
+
+def test_many_and_normal_belong_to_rows_and_not_to_ranks() -> None:
+    for draw in ("many", "normal"):
+        whole = getattr(draws(), draw)("noise", 3, 501)
+        assert whole.shape == (16, 3, 501) and whole.dtype == torch.float32
+        parts = [getattr(draws(first, first + 4), draw)("noise", 3, 501) for first in range(0, 16, 4)]
+        assert torch.equal(torch.cat(parts), whole)
+        # Other rows of the step take no part.
+        assert torch.equal(getattr(draws(4, 8, all_rows=8), draw)("noise", 3, 501), parts[1])
+
+
+def test_many_numbers_are_those_of_splitmix64() -> None:
+    def mixed(bits: int) -> int:
+        bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) % 2**64
+        return bits ^ (bits >> 31)
+
+    # The first outputs from seed 1234567, as the reference implementations give them.
+    golden = 0x9E3779B97F4A7C15
+    assert [mixed((1234567 + (place + 1) * golden) % 2**64) for place in range(2)] == [
+        6457827717110365317,
+        3203168211198807973,
+    ]
+    start = derive(0, "noise", 0)
+    found = draws(3, 5).many("noise", 7)
+    for row in (3, 4):
+        seed = mixed((start + (row + 1) * golden) % 2**64)
+        for place in range(7):
+            word = mixed((seed + (place // 2 + 1) * golden) % 2**64)
+            half = (word >> (32 * (place % 2))) % 2**32
+            # The upper 24 bits, counted from the middle as a signed number is.
+            assert float(found[row - 3, place]) == ((half >> 8) + 2**23) % 2**24 / 2**24
+
+
+def test_many_and_normal_have_their_distribution_and_neighbours_are_independent() -> None:
+    many = draws().many("noise", 12, 2000)
+    assert float(many.min()) >= 0 and float(many.max()) < 1
+    assert kstest(many.flatten().numpy(), "uniform").pvalue > 1e-3
+    normal = draws().normal("noise", 12, 2000)
+    assert kstest(normal.flatten().numpy(), "norm").pvalue > 1e-3
+    assert float(normal.abs().max()) < 6.8
+    for values in (many - 0.5, normal):
+        unit = values / values.std()
+        # Five standard errors of a correlation over 384,000 numbers.
+        for other in (unit.roll(1, 0), unit.roll(1, 1), unit.roll(1, 2), unit.flip(2), unit.roll(1000, 2)):
+            assert abs(float((unit * other).mean())) < 5 / unit.numel() ** 0.5
+
+
+def test_steps_and_purposes_have_many_numbers_of_their_own() -> None:
+    keys = itertools.product((0, 1), (0, 1), ("noise", "shift"))
+    values = [draws(seed=seed, step=step).many(purpose, 64) for seed, step, purpose in keys]
+    # 24 bits: of 8192 numbers some two agree by chance.
+    assert len(set(torch.cat(values).flatten().tolist())) > 8180

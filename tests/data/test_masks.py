@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, ks_2samp
 
 from ecgfm.data.batch import Draws
-from ecgfm.data.masks import hide_blocks, split_tokens
+from ecgfm.data.masks import hide_blocks, hide_random, inside_segments, segment_starts, split_tokens
 from ecgfm.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -165,3 +165,54 @@ def test_kept_and_hidden_are_disjoint_ascending_and_complete(shape: tuple[int, i
 def test_what_cannot_be_hidden_is_refused_with_its_numbers(hidden: int, min_block: int) -> None:
     with pytest.raises(ConfigError, match=f"cannot hide {hidden} of 20 tokens in blocks of at least {min_block}"):
         hide(4, 20, hidden, min_block)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_random_masks_hide_exactly_as_many_in_each_group_and_any_token_as_often(groups: int) -> None:
+    rows, tokens, hidden = 3000, 10, 7
+    hidden_BGN = hide_random(draws(0, rows), rows, tokens, hidden, groups).view(rows, groups, tokens)
+    assert (hidden_BGN.sum(dim=2) == hidden).all()
+    # The deviation of a share of 3000 rows is 0.0084: five of them.
+    assert (hidden_BGN.double().mean(dim=0) - hidden / tokens).abs().max() < 0.042
+    # Two tokens are hidden together as often as draws without replacement have it.
+    both = (hidden_BGN[..., 0] & hidden_BGN[..., 1]).double().mean(dim=0)
+    assert (both - hidden * (hidden - 1) / (tokens * (tokens - 1))).abs().max() < 0.046
+    if groups > 1:
+        assert not torch.equal(hidden_BGN[:, 0], hidden_BGN[:, 1])
+
+
+@pytest.mark.parametrize("hidden", [0, 10, 11])
+def test_random_masks_that_hide_nothing_or_all_are_refused(hidden: int) -> None:
+    with pytest.raises(ConfigError, match=f"cannot hide {hidden} of 10 tokens"):
+        hide_random(draws(0, 2), 2, 10, hidden)
+
+
+def test_groups_have_block_masks_of_their_own() -> None:
+    hidden_BGN = hide_blocks(draws(0, 50), 50, 40, 20, 5, 3).view(50, 3, 40)
+    assert (hidden_BGN.sum(dim=2) == 20).all()
+    for row in hidden_BGN.flatten(0, 1).numpy():
+        assert min(length for _, length in runs(row)) >= 5
+    assert not torch.equal(hidden_BGN[:, 0], hidden_BGN[:, 1])
+
+
+@pytest.mark.parametrize(("samples", "segment", "count"), [(100, 7, 3), (100, 33, 3), (20, 1, 5), (50, 49, 1)])
+def test_segments_are_of_one_length_and_do_not_overlap(samples: int, segment: int, count: int) -> None:
+    start_BGC = segment_starts(draws(0, 400), 400, samples, segment, count, 2)
+    hidden_BGT = inside_segments(start_BGC, segment, samples)
+    for starts, hidden_T in zip(start_BGC.flatten(0, 1).tolist(), hidden_BGT.flatten(0, 1), strict=True):
+        inside = {place for start in starts for place in range(start, start + segment)}
+        assert hidden_T.nonzero().flatten().tolist() == sorted(inside)
+        assert len(inside) == segment * count and max(inside) < samples
+    assert start_BGC[..., 0].min() == 0 and start_BGC[..., -1].max() == samples - segment  # both edges are reached
+
+
+def test_segments_of_a_row_do_not_depend_on_the_rank() -> None:
+    whole = segment_starts(draws(0, 6), 6, 100, 7, 3)
+    halves = [segment_starts(draws(first, first + 3, all_rows=6), 3, 100, 7, 3) for first in (0, 3)]
+    assert torch.equal(torch.cat(halves), whole)
+
+
+@pytest.mark.parametrize(("segment", "count"), [(0, 1), (10, 0), (10, 10)])
+def test_segments_that_cannot_be_hidden_are_refused(segment: int, count: int) -> None:
+    with pytest.raises(ConfigError, match=f"cannot hide {count} segments of {segment} samples in windows of 100"):
+        segment_starts(draws(0, 2), 2, 100, segment, count)

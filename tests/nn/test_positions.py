@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ecgfm.nn.positions import sincos_positions
+from ecgfm.nn.positions import HeldPositions, sincos_positions
 
 
 @pytest.mark.parametrize(("tokens", "width"), [(200, 192), (7, 2), (1, 8), (1000, 16)])
@@ -41,3 +41,12 @@ def test_every_token_has_a_position_of_its_own() -> None:
 def test_an_odd_width_is_our_fault() -> None:
     with pytest.raises(AssertionError):
         sincos_positions(3, 5)
+
+
+def test_held_positions_are_made_again_for_a_longer_window_only() -> None:
+    held = HeldPositions(16)
+    short, again, longer = (held(tokens, torch.device("cpu")) for tokens in (20, 10, 50))
+    assert again.data_ptr() == short.data_ptr()
+    for found in (short, again, longer):
+        assert torch.equal(found, sincos_positions(len(found), 16))
+    assert held(50, torch.device("meta")).device.type == "meta"

@@ -18,6 +18,7 @@ from ecgfm import parts
 from ecgfm.data.batch import Batch, Draws
 from ecgfm.encoders.base import Encoder
 from ecgfm.encoders.vit import ViT
+from ecgfm.encoders.vit_leadtime import LeadTimeViT
 from ecgfm.errors import ConfigError
 from ecgfm.objectives.base import Progress, build_objective, move_averages_
 from ecgfm.objectives.jepa import JEPA, kept_tokens
@@ -33,7 +34,7 @@ def build(settings: JEPA.Config = SETTINGS, spread: float = 0.2) -> JEPA:
     """Return a JEPA in which encoder, predictor and target are far from their start and from each other."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        objective = build_objective(settings, ENCODER, WINDOW)
+        objective = build_objective(settings, ENCODER, WINDOW, 500.0)
         with torch.no_grad():
             for weight in objective.parameters():
                 weight.add_(spread * torch.randn_like(weight))
@@ -329,30 +330,30 @@ def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Encoder.
 
 def test_an_encoder_that_cannot_leave_tokens_out_is_refused(keeper: Encoder.Config) -> None:
     with pytest.raises(ConfigError, match="jepa needs an encoder that can leave tokens out, and keeper cannot"):
-        build_objective(SETTINGS, keeper, WINDOW)
+        build_objective(SETTINGS, keeper, WINDOW, 500.0)
 
 
 def test_a_window_that_patches_do_not_fill_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"windows of 1050 samples are not filled by patches of 100"):
-        build_objective(SETTINGS, ENCODER, 1050)
+        build_objective(SETTINGS, ENCODER, 1050, 500.0)
 
 
 def test_a_block_longer_than_the_least_that_is_hidden_is_refused() -> None:
     # Ten tokens, ceil(0.25 x 10) = 3 kept at the most: 7 are hidden at the least.
-    build_objective(replace(SETTINGS, min_block=7), ENCODER, WINDOW)
+    build_objective(replace(SETTINGS, min_block=7), ENCODER, WINDOW, 500.0)
     with pytest.raises(ConfigError, match=r"windows of 10 tokens hide 7 at the least, fewer than .*min-block 8"):
-        build_objective(replace(SETTINGS, min_block=8), ENCODER, WINDOW)
+        build_objective(replace(SETTINGS, min_block=8), ENCODER, WINDOW, 500.0)
 
 
 @pytest.mark.parametrize(("width", "heads"), [(10, 3), (9, 3)])
 def test_a_predictor_that_cannot_be_built_is_refused(width: int, heads: int) -> None:
     with pytest.raises(ConfigError, match=f"width {width} must be even and a multiple of its {heads} heads"):
-        build_objective(replace(SETTINGS, predictor_width=width, predictor_heads=heads), ENCODER, WINDOW)
+        build_objective(replace(SETTINGS, predictor_width=width, predictor_heads=heads), ENCODER, WINDOW, 500.0)
 
 
 def test_the_predictor_copies_the_encoder_at_half_its_width() -> None:
     with torch.device("meta"):
-        objective = build_objective(JEPA.Config(min_block=2), ENCODER, WINDOW)
+        objective = build_objective(JEPA.Config(min_block=2), ENCODER, WINDOW, 500.0)
     assert isinstance(objective, JEPA)
     assert objective.predictor.embed.weight.shape == (8, 16) and objective.predictor.project.weight.shape == (16, 8)
     assert len(objective.predictor.blocks) == 2
@@ -377,3 +378,88 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, object], mess
 @pytest.mark.parametrize(("share", "kept"), [(0.7, 60), (0.75, 50), (0.85, 30), (0.8499, 31)])
 def test_kept_tokens_are_the_ceiling_of_what_is_meant(share: float, kept: int) -> None:
     assert kept_tokens(share, 200) == kept
+
+
+# Tokens of each lead
+
+APART = LeadTimeViT.Config(width=16, num_leads=3, patch_samples=100, depth=2, num_heads=2)
+KIM = replace(SETTINGS, mask="random", norm_target=True, loss="smooth-l1")
+
+
+def build_apart(settings: JEPA.Config) -> JEPA:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        objective = build_objective(settings, APART, WINDOW, 500.0)
+        with torch.no_grad():
+            for weight in objective.parameters():
+                weight.add_(0.2 * torch.randn_like(weight))
+    assert isinstance(objective, JEPA)
+    return objective
+
+
+def slow_apart(signal_LT: Tensor, seen: list[int], state: dict[str, Tensor], prefix: str) -> dict[int, Tensor]:
+    """Return the tokens of an encoder over leads and time, by their number."""
+    rows = []
+    for token in seen:
+        lead, step = divmod(token, 10)
+        embedded = state[f"{prefix}patch.weight"] @ signal_LT[lead, step * 100 : (step + 1) * 100]
+        rows.append(embedded + slow_position(step, 16) + state[f"{prefix}lead"][lead])
+    return dict(zip(seen, slow_blocks(torch.stack(rows), state, prefix, 2, 2), strict=True))
+
+
+@pytest.mark.parametrize("settings", [KIM, replace(SETTINGS, mask_leads="apart")])
+def test_with_tokens_of_each_lead_each_is_predicted_by_itself_as_in_float64(settings: JEPA.Config) -> None:
+    objective = build_apart(settings)
+    views = objective.views(batch(), draws())
+    assert views.hide_BM is not None
+    state = {name: weight.detach().double().requires_grad_() for name, weight in objective.state_dict().items()}
+    losses = []
+    for signal_LT, hidden in zip(views.signal_BLT.double(), views.hide_BM.tolist(), strict=True):
+        target = slow_apart(signal_LT, list(range(30)), state, "target.")
+        context = slow_apart(signal_LT, [token for token in range(30) if token not in hidden], state, "encoder.")
+        for lead in range(3):
+            given = [token for token in context if token // 10 == lead]
+            asked = [token for token in hidden if token // 10 == lead]
+            rows = [state["predictor.embed.weight"] @ context[token] for token in given]
+            rows += [state["predictor.mask_token"][0, 0] for _ in asked]
+            rows = [row + slow_position(token % 10, 12) for row, token in zip(rows, given + asked, strict=True)]
+            mixed = slow_blocks(torch.stack(rows), state, "predictor.", 1, 3)[len(given) :]
+            for row, token in zip(mixed, asked, strict=True):
+                wanted = target[token].detach()
+                if settings.norm_target:
+                    wanted = (wanted - wanted.mean()) / ((wanted - wanted.mean()).square().mean() + 1e-5).sqrt()
+                error = (state["predictor.project.weight"] @ row - wanted).abs()
+                smooth = torch.where(error < 1, error**2 / 2, error - 0.5)
+                losses.append(smooth if settings.loss == "smooth-l1" else error)
+    wanted = torch.stack(losses).mean()
+    loss = objective(views, AT)["loss"]
+    torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=0)
+    torch.autograd.backward([loss, wanted])
+    for name, weight in objective.named_parameters():
+        if not name.startswith("target."):
+            slow = state[name].grad
+            assert weight.grad is not None and slow is not None and slow.any(), name
+            torch.testing.assert_close(weight.grad.double(), slow, rtol=1e-4, atol=1e-4 * slow.abs().max().item())
+
+
+@pytest.mark.parametrize("mask", ["blocks", "random"])
+@pytest.mark.parametrize("mask_leads", ["together", "apart"])
+def test_leads_hide_the_same_times_or_each_its_own_and_as_many(mask: str, mask_leads: str) -> None:
+    objective = build_apart(replace(SETTINGS, mask=mask, mask_leads=mask_leads))  # type: ignore[arg-type]
+    views = objective.views(batch(), draws())
+    assert views.keep_BK is not None and views.hide_BM is not None
+    assert torch.equal(torch.cat([views.keep_BK, views.hide_BM], dim=1).sort().values, torch.arange(30).expand(4, -1))
+    hidden_BLS = torch.zeros(ROWS, 30, dtype=torch.bool).scatter_(1, views.hide_BM, True).view(ROWS, 3, 10)
+    assert (hidden_BLS.sum(dim=2) == views.hide_BM.shape[1] // 3).all()
+    assert bool((hidden_BLS == hidden_BLS[:, :1]).all()) is (mask_leads == "together")
+
+
+def test_masks_of_leads_without_tokens_of_their_own_are_refused() -> None:
+    with pytest.raises(ConfigError, match="mask-leads apart needs an encoder with tokens of each lead, and vit has"):
+        build_objective(replace(SETTINGS, mask_leads="apart"), ENCODER, WINDOW, 500.0)
+
+
+def test_single_tokens_need_no_block_and_must_leave_one() -> None:
+    build_objective(replace(SETTINGS, mask="random", min_block=99), ENCODER, WINDOW, 500.0)
+    with pytest.raises(ConfigError, match=r"of 2 tokens .* \(0.4, 0.85\) hides 0 to 1; it must hide and leave"):
+        build_objective(replace(SETTINGS, mask="random", mask_ratio=(0.4, 0.85)), ENCODER, 200, 500.0)

@@ -84,7 +84,7 @@ class Everything(Objective):
         self.keys: list[Tensor] = []
 
     @classmethod
-    def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int) -> None:
+    def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int, rate_hz: float) -> None:
         """Nothing is refused."""
 
     def views(self, batch: Batch, draws: Draws) -> Batch:

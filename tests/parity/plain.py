@@ -64,7 +64,7 @@ def train_plainly(folder: Path) -> Plain:
     prepare = Prepare(torch.tensor([manifest.mean_mv]), torch.tensor([manifest.std_mv]), 5.0)
     with torch.random.fork_rng():
         torch.manual_seed(derive(0, "weights"))
-        objective = build_objective(OBJECTIVE, ENCODER, WINDOW)
+        objective = build_objective(OBJECTIVE, ENCODER, WINDOW, 500.0)
     assert isinstance(objective, JEPA)
     decayed = {id(module.weight) for module in objective.modules() if isinstance(module, nn.Linear | nn.Conv1d)}
     trained = {name: weight for name, weight in objective.named_parameters() if weight.requires_grad}

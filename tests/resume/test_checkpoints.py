@@ -69,7 +69,7 @@ class FewWeights(Engine):
         self.world = Alone()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.objective = build_objective(JEPA.Config(min_block=4), ENCODER, 5000)
+            self.objective = build_objective(JEPA.Config(min_block=4), ENCODER, 5000, 500.0)
 
     @torch.no_grad()
     def fill_(self, value: float) -> None:

@@ -22,7 +22,7 @@ ENCODER = ViT.Config(width=16, num_leads=3, patch_samples=25, depth=2, num_heads
 
 def objective() -> JEPA:
     torch.manual_seed(0)
-    built = build_objective(JEPA.Config(), ENCODER, 1000)
+    built = build_objective(JEPA.Config(), ENCODER, 1000, 500.0)
     assert isinstance(built, JEPA)
     return built
 

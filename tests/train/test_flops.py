@@ -22,7 +22,7 @@ def blocks(tokens: int, width: int, depth: int) -> int:
 
 def test_a_windows_operations_are_those_of_the_formula() -> None:
     with torch.device("meta"):
-        objective = build_objective(SETTINGS, ENCODER, 5000)
+        objective = build_objective(SETTINGS, ENCODER, 5000, 500.0)
     width, narrow, registers, tokens, kept = 48, 24, 2, 50, 10
     patches = 2 * tokens * 12 * 100 * width
     target = patches + blocks(tokens + registers, width, 3)
@@ -31,15 +31,15 @@ def test_a_windows_operations_are_those_of_the_formula() -> None:
     # Backward costs twice the forward: the gradient of the input and that of the weight. The signal needs none, and
     # the target has none.
     wanted = target + 3 * (encoder + predictor) - patches
-    assert window_flops(objective, num_leads=12, window_samples=5000) == wanted
+    assert window_flops(objective, num_leads=12, window_samples=5000, rate_hz=500.0) == wanted
 
 
 def test_operations_of_random_masks_lie_between_those_of_their_bounds() -> None:
     counted = []
     for ratio in ((0.75, 0.75), (0.75, 0.85), (0.85, 0.85)):
         with torch.device("meta"):
-            objective = build_objective(JEPA.Config(mask_ratio=ratio, min_block=4), ENCODER, 5000)
-        counted.append(window_flops(objective, num_leads=12, window_samples=5000))
+            objective = build_objective(JEPA.Config(mask_ratio=ratio, min_block=4), ENCODER, 5000, 500.0)
+        counted.append(window_flops(objective, num_leads=12, window_samples=5000, rate_hz=500.0))
     assert counted[0] > counted[1] > counted[2]
     assert counted[1] == pytest.approx((counted[0] + counted[2]) / 2, rel=0.02)
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from ecgfm.encoders.resnet1d import ResNet1d
 from ecgfm.encoders.vit import ViT
 from ecgfm.errors import ConfigError
-from ecgfm.objectives.base import Objective, build_objective
+from ecgfm.objectives.advmask import AdvMask
+from ecgfm.objectives.base import Objective, OwnOptim, build_objective
 from ecgfm.objectives.jepa import JEPA
 from ecgfm.train.optim import Optim, build_optimizer, set_values
 
@@ -18,7 +20,7 @@ from ecgfm.train.optim import Optim, build_optimizer, set_values
 @pytest.fixture
 def objective() -> Objective:
     encoder = ViT.Config(width=16, num_leads=3, patch_samples=25, depth=1, num_heads=2)
-    return build_objective(JEPA.Config(), encoder, 1000)
+    return build_objective(JEPA.Config(), encoder, 1000, 500.0)
 
 
 def grouped(model: nn.Module, optimizer: torch.optim.AdamW, decays: bool) -> set[str]:
@@ -132,3 +134,33 @@ def test_set_values_reaches_both_groups(objective: Objective) -> None:
 def test_settings_that_cannot_work_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="--optim." + next(iter(settings)).replace("_", "-")):
         Optim(**settings)  # type: ignore[arg-type]
+
+
+def test_a_part_with_settings_of_its_own_keeps_them_over_the_run() -> None:
+    own = OwnOptim(lr=0.3, betas=(0.5, 0.6), eps=1e-3, weight_decay=0.2)
+    encoder = ResNet1d.Config(width=8, layers=(1, 1), patch_samples=8)
+    config = AdvMask.Config(masker=own, masker_widths=(4,), projector=(4,))
+    objective = build_objective(config, encoder, 200, 500.0)
+    assert isinstance(objective, AdvMask)
+    optimizer = build_optimizer(Optim(), objective)
+    set_values(optimizer.param_groups, {"lr": 0.25, "weight_decay": 0.5})
+    masker = {id(weight) for weight in objective.masker.parameters()}
+    found = set()
+    for group in optimizer.param_groups:
+        here = {id(weight) in masker for weight in group["params"]}
+        assert len(here) == 1
+        found.add((*here, group["decays"], group["lr"], group["betas"], group["eps"], group["weight_decay"]))
+    assert found == {
+        (False, True, 0.25, (0.9, 0.99), 1e-6, 0.5),
+        (False, False, 0.25, (0.9, 0.99), 1e-6, 0.0),
+        (True, True, 0.3, (0.5, 0.6), 1e-3, 0.2),
+        (True, False, 0.3, (0.5, 0.6), 1e-3, 0.0),
+    }
+    ids = [id(weight) for group in optimizer.param_groups for weight in group["params"]]
+    assert sorted(ids) == sorted(id(weight) for weight in objective.parameters())
+
+
+@pytest.mark.parametrize("settings", [{"lr": -1.0}, {"betas": (0.9, 1.0)}, {"eps": 0.0}, {"weight_decay": -0.1}])
+def test_settings_of_a_part_that_cannot_work_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="of a part"):
+        OwnOptim(**settings)  # type: ignore[arg-type]

@@ -9,18 +9,16 @@ import pytest
 import torch
 
 from ecgfm import parts
-from ecgfm.encoders.vit import ViT
 from ecgfm.errors import CheckpointError, ConfigError
 from ecgfm.objectives.base import Objective
-from ecgfm.objectives.jepa import JEPA
 from ecgfm.shards.leaks import LeakReport, require_no_leak
 from ecgfm.shards.reader import Shards
 from ecgfm.train.engine_config import EngineConfig
 from ecgfm.train.optim import Optim, build_optimizer
 from ecgfm.train.plan import dry_run, plan, run_loader, run_objective, signal_contract, sizes
 from ecgfm.train.run import Data, Run
+from tests.objectives.takers import encoder_for
 
-ENCODER = ViT.Config(width=32, patch_samples=100, depth=1, num_heads=2)
 FREE = 10**12
 NAMES = parts.names("ecgfm.objectives")
 
@@ -28,10 +26,10 @@ NAMES = parts.names("ecgfm.objectives")
 @pytest.fixture(params=NAMES)
 def run(request: pytest.FixtureRequest, training_shards: Path, tmp_path: Path) -> Run:
     """Return a small run of each objective."""
-    objective = parts.load("ecgfm.objectives", request.param, Objective)  # type: ignore[type-abstract]
+    objective = parts.load("ecgfm.objectives", request.param, Objective).Config()  # type: ignore[type-abstract]
     return Run(
-        encoder=ENCODER,
-        objective=JEPA.Config(min_block=4) if request.param == "jepa" else objective.Config(),
+        encoder=encoder_for(objective, 5000, 500.0),
+        objective=objective,
         data=Data(shards=(str(training_shards),), batch_size=8),
         optim=Optim(schedule_steps=60),
         out=tmp_path / "run",

@@ -70,7 +70,7 @@ class Held:
     def __init__(self) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            self.objective = build_objective(JEPA.Config(), ENCODER, 5000)
+            self.objective = build_objective(JEPA.Config(), ENCODER, 5000, 500.0)
         self.world: Any = self
         self.rank = 0
         self.device = torch.device("cpu")

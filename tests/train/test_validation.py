@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from ecgfm.train.loop import train
 from ecgfm.train.plan import open_shards, run_prepare, signal_contract
 from ecgfm.train.run import Data, Run, check_same, identity
 from ecgfm.train.validation import Validation
+from tests.objectives.takers import encoder_for
 
 ROOT = Path(__file__).resolve().parents[2]
 WINDOW = 1000
@@ -75,20 +77,32 @@ class Noise(ValidationWindows):
             signal_BLT=torch.from_numpy(np.stack(windows)),
             microvolt_per_count_B=torch.ones(last - first),
             database_B=torch.zeros(last - first, dtype=torch.int64),
+            labels_BC=torch.ones(last - first, len(self.labels.names)) if self.labels else None,
         )
 
 
-def noise(number: int) -> Noise:
+def noise(number: int, names: tuple[str, ...] = ()) -> Noise:
     index: Any = np.arange(number)
     unused: Any = None
-    return Noise(shards=unused, window_samples=WINDOW, index_N=index, starts_N=index, records=number, patients=number)
+    labels: Any = SimpleNamespace(names=names) if names else None
+    return Noise(
+        shards=unused,
+        window_samples=WINDOW,
+        index_N=index,
+        starts_N=index,
+        records=number,
+        patients=number,
+        labels=labels,
+    )
 
 
 @pytest.fixture
 def objective() -> Objective:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_objective(JEPA.Config(), ViT.Config(width=16, patch_samples=25, depth=1, num_heads=2), WINDOW)
+        return build_objective(
+            JEPA.Config(), ViT.Config(width=16, patch_samples=25, depth=1, num_heads=2), WINDOW, 500.0
+        )
 
 
 def prepare() -> Prepare:
@@ -98,7 +112,8 @@ def prepare() -> Prepare:
 def look(objective: Objective, number: int, ranks: int) -> dict[str, float]:
     """Return the figures of all ranks together."""
     worlds: list[Any] = [OneOf(rank, ranks) for rank in range(ranks)]
-    found = [Validation(world, objective, prepare(), noise(number), autocast=False).figures(AT) for world in worlds]
+    windows = noise(number, objective.labels(objective.config))
+    found = [Validation(world, objective, prepare(), windows, autocast=False).figures(AT) for world in worlds]
     return {name: sum(part[name] for part in found) / ranks for name in found[0]}
 
 
@@ -158,7 +173,7 @@ def test_looking_moves_no_weight_buffer_mode_gradient_or_generator(objective: Ob
 def test_every_objective_lets_itself_be_looked_at_without_moving(name: str) -> None:
     settings = parts.load("ecgfm.objectives", name, Objective).Config()  # type: ignore[type-abstract]
     with torch.random.fork_rng():
-        objective = build_objective(settings, ViT.Config(width=16, patch_samples=25, depth=1, num_heads=2), WINDOW)
+        objective = build_objective(settings, encoder_for(settings, WINDOW, 500.0), WINDOW, 500.0)
     state = {place: tensor.clone() for place, tensor in objective.state_dict().items()}
     assert "val_loss" in look(objective, 8, 1)
     assert all(torch.equal(tensor, state[place]) for place, tensor in objective.state_dict().items())

@@ -1,0 +1,132 @@
+"""Vision transformer over leads and time: one token for each lead and patch.
+
+Na et al. 2024 (ST-MEM), https://arxiv.org/abs/2402.09450, and Kim 2024 (ECG-JEPA), https://arxiv.org/abs/2410.08559.
+ST-MEM's code: 12 leads at 250 Hz, patches of 75 samples with a layer norm before and after their linear map, fixed
+sine-cosine positions in time, a learned embedding for each lead, and a separator at both ends of each lead's tokens.
+Kim's code: 8 leads at 250 Hz, patches of 50 samples, a linear map without norms, fixed sine-cosine or rotary positions
+over lead and time, and attention only to tokens of the same lead or of the same time (cross-pattern attention).
+Ours: a linear map without norms or bias and the blocks of `vit`; fixed positions in time and a learned embedding for
+each lead, as ST-MEM; cross-pattern attention as an option; and one separator for each lead as another, since both of
+theirs enter as the same vector. A token of a lead that is not there is left out: any leads can be encoded.
+
+Shapes: B windows, L leads, T samples, S steps, N = L * S tokens, K kept tokens, P samples of a patch, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ecgfm.encoders.base import Encoder, check_signal
+from ecgfm.encoders.vit import ViT
+from ecgfm.errors import SignalError
+from ecgfm.nn.blocks import INIT_STD, blocks, norm
+from ecgfm.nn.positions import HeldPositions
+from ecgfm.nn.tokens import patches, take
+
+NO_STEP = -1
+"""The step of a separator, and step and lead of a register."""
+
+
+class LeadTimeViT(Encoder):
+    """Patches of each lead, separators or registers beside them, pre-norm blocks."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ViT.Config):
+        """Settings of the vision transformer over leads and time; the defaults are ViT-S."""
+
+        leads_apart: ClassVar[bool] = True
+        patch_samples: int = 100
+        """Samples of one token of one lead: 100 at 500 Hz are 200 ms, 50 at 250 Hz too."""
+        num_registers: int = 0
+        """Tokens without a lead or position that take part in attention and are not given out."""
+        separators: bool = False
+        """Add a token for each lead, without a position, that takes part in attention and is not given out."""
+        attention: Literal["all", "cross"] = "all"
+        """What a token attends to: all tokens, or those of its own lead and those of its own time (cross)."""
+
+    config: Config
+    drops_tokens: ClassVar[bool] = True
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.patch = nn.Linear(config.patch_samples, config.width, bias=False)
+        self.lead = nn.Parameter(torch.empty(config.num_leads, config.width))
+        registers = torch.empty(1, config.num_registers, config.width)
+        self.register = nn.Parameter(registers) if config.num_registers else None
+        self.separator = nn.Parameter(torch.empty(1, 1, config.width)) if config.separators else None
+        self.blocks = blocks(config.width, config.depth, config.num_heads, config.mlp_ratio)
+        self.norm = norm(config.width)
+        self._positions = HeldPositions(config.width)
+        for weight in (self.patch.weight, self.lead, self.register, self.separator):
+            if weight is not None:
+                nn.init.trunc_normal_(weight, std=INIT_STD)
+
+    def forward(self, signal_BLT: Tensor, keep_BK: Tensor | None = None, leads: Sequence[int] | None = None) -> Tensor:
+        """Return tokens_BND, one lead's after another's, or tokens_BKD of the kept ones only.
+
+        Args:
+            signal_BLT: Normalised signal. T must be a multiple of `patch_samples`, of any length.
+            keep_BK: Indices of the tokens to encode; the others take no part.
+            leads: Which of the encoder's leads the signal's are, counted from 0; all of them by default.
+
+        Raises:
+            SignalError: Other leads than that, or a length that patches do not fill.
+        """
+        lead_LD: Tensor = self.lead
+        if leads is None:
+            check_signal(self.config, signal_BLT)
+        else:
+            if len(set(leads)) != len(leads) or not all(0 <= lead < self.config.num_leads for lead in leads):
+                raise SignalError(f"leads must be different numbers from 0 to {self.config.num_leads - 1}, got {leads}")
+            check_signal(replace(self.config, num_leads=len(leads)), signal_BLT)
+            lead_LD = lead_LD[list(leads)]
+        dtype = self.patch.weight.dtype  # not the tokens': under autocast the residual stream stays float32
+        tokens_BND = self.patch(patches(signal_BLT, self.config.patch_samples, leads_apart=True).to(dtype))
+        steps = signal_BLT.shape[2] // self.config.patch_samples
+        position_SD = self._positions(steps, tokens_BND.device).to(dtype)
+        tokens_BND = tokens_BND + (lead_LD[:, None] + position_SD).flatten(0, 1)
+        index_BK = torch.arange(tokens_BND.shape[1], device=tokens_BND.device).expand(len(tokens_BND), -1)
+        if keep_BK is not None:
+            tokens_BND, index_BK = take(tokens_BND, keep_BK), keep_BK
+        beside: list[Tensor] = [] if self.register is None else [self.register]
+        if self.separator is not None:
+            beside.append(self.separator + lead_LD)
+        beside = [extra.expand(len(tokens_BND), -1, -1).to(tokens_BND.dtype) for extra in beside]
+        sees_B1NN = self._sees(index_BK, steps, len(lead_LD)) if self.config.attention == "cross" else None
+        tokens_BND = self.norm(self.blocks(torch.cat([*beside, tokens_BND], dim=1), sees_B1NN))
+        kept: Tensor = tokens_BND[:, tokens_BND.shape[1] - index_BK.shape[1] :]
+        return kept
+
+    def pool(self, tokens_BND: Tensor) -> Tensor:
+        """Return features_BD, the mean over the tokens."""
+        return tokens_BND.float().mean(dim=1)
+
+    def _sees(self, index_BK: Tensor, steps: int, leads: int) -> Tensor:
+        """Return sees_B1NN of registers, separators and tokens: those of one lead or one step see each other.
+
+        A register sees and is seen by all. Separators have no step, and see each other and their lead.
+        """
+        rows, registers = len(index_BK), self.config.num_registers
+        lead = [torch.full((registers,), NO_STEP, device=index_BK.device)]
+        if self.separator is not None:
+            lead.append(torch.arange(leads, device=index_BK.device))
+        beside_R = torch.cat(lead)
+        lead_BN = torch.cat([beside_R.expand(rows, -1), index_BK // steps], dim=1)
+        step_BN = torch.cat([torch.full_like(beside_R, NO_STEP).expand(rows, -1), index_BK % steps], dim=1)
+        register_BN = lead_BN == NO_STEP
+        sees_BNN = (lead_BN[:, :, None] == lead_BN[:, None]) | (step_BN[:, :, None] == step_BN[:, None])
+        return (sees_BNN | register_BN[:, :, None] | register_BN[:, None])[:, None]
+
+
+XS = LeadTimeViT.Config(width=192, depth=8, num_heads=4)
+"""3.56 M parameters."""
+ST_MEM = LeadTimeViT.Config(width=768, depth=12, num_heads=12, patch_samples=75, separators=True)
+"""The encoder of Na et al. (85.02 M parameters) for shards of 250 Hz and windows of 9 s."""
+KIM = LeadTimeViT.Config(width=768, depth=12, num_heads=16, patch_samples=50, attention="cross")
+"""The encoder of Kim (85.00 M parameters) for shards of 250 Hz, on 12 leads instead of 8."""
