@@ -68,7 +68,7 @@ def test_a_typing_error_is_answered_with_a_hint(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--data.window-s", "9.9"], "are not filled by patches of 100"),
+        (["--data.window-s", "9.9"], "are not filled by the steps of 100"),
         (["--objective.min-block", "45"], "fewer than --objective.min-block 45"),
         (
             ["--data.batch-size", "7", "--engine.accumulation", "2"],
@@ -200,7 +200,7 @@ def test_a_dry_run_says_what_the_run_would_be_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--data.window-s", "9.9"], "are not filled by patches of 100"),
+        (["--data.window-s", "9.9"], "are not filled by the steps of 100"),
         (["--data.batch-size", "7", "--ranks", "2"], "not a multiple of 2 ranks"),
         (["--data.window-s", "20"], "30 are shorter than --data.window-s"),
         (["--out", "/dev/null/run"], "/dev/null is no folder"),

@@ -100,7 +100,7 @@ def test_a_run_that_fails_is_not_started_again(tmp_path: Path, slurm: Slurm, tin
     words = ["recipes/jepa_vit.py", *tiny, "--data.window-s", "9.9", "--out", str(tmp_path / "run")]
     job = slurm.submit("pretrain.sbatch", log, *words, options="--ntasks-per-node=2")
     slurm.wait(job, "FAILED", log)
-    assert slurm.field(job, "ExitCode") == "1:0" and "are not filled by patches" in log.read_text()
+    assert slurm.field(job, "ExitCode") == "1:0" and "are not filled by the steps" in log.read_text()
     job = slurm.submit("pretrain.sbatch", tmp_path / "other", "recipes/nothing.py")
     slurm.wait(job, "FAILED", tmp_path / "other")
     assert "must be a recipe" in (tmp_path / "other").read_text()
