@@ -25,7 +25,7 @@ demo: $(READY)
 	$(BIN)/python tools/demo.py --database $(DATABASE) --out $(OUT) $(if $(DATA),--data $(DATA))
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 # The scripts of slurm/ under a real Slurm of two nodes on this machine, and two machines that are network namespaces;
 # some ten minutes on two cores.
