@@ -17,6 +17,8 @@ from ecgfm.errors import ShardError
 
 Task = TypeVar("Task")
 PROGRESS_S = 0.2
+END_S = 10.0
+"""Longest wait for the pool's own thread, once its processes have ended."""
 
 
 def run_all(
@@ -85,10 +87,14 @@ def _run_in_processes(
                 future.result()
     except BaseException as error:
         processes = list((pool._processes or {}).values())
+        manager = pool._executor_manager_thread
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
+        for process in processes:
             process.join()
+        if manager is not None:
+            manager.join(END_S)  # it waits for the same processes: where it is told of an end, join() here is told of none
         if isinstance(error, BrokenProcessPool):
             raise ShardError(
                 "a worker process was killed, as the system does when memory runs out; finished shards are kept, "
