@@ -3,30 +3,26 @@
     encoder = ECGEncoder.from_pretrained("someone/ecg-jepa-vit-s")
     features_BD = encoder.embed(signal, rate_hz=257, leads=["II", "I", ...], unit="uV")
 
-On the Hub it is three files: `config.json` (the encoder's settings and the signal contract),
-`model.safetensors` and `README.md`. Nothing else is read, and nothing is ever unpickled.
+On the Hub it is four files: `config.json` (the encoder's settings and the signal contract), `model.safetensors`,
+`reference.safetensors` (a recording and its features, for `self_test`) and `README.md`. Nothing else is read, and
+nothing is ever unpickled.
 
 Shapes: B records or windows, L leads, T samples, N tokens, D width.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -34,16 +30,26 @@ from torch import Tensor, nn
 from ecgfm import __version__, config
 from ecgfm.encoders.base import Encoder, build_encoder
 from ecgfm.errors import ConfigError, ContractError
+from ecgfm.hub import reference
 from ecgfm.hub.card import model_card, renamed
+from ecgfm.hub.fetch import CONFIG as CONFIG
+from ecgfm.hub.fetch import README as README
+from ecgfm.hub.fetch import WEIGHTS as WEIGHTS
+from ecgfm.hub.fetch import fetch, read_entries, whole
+from ecgfm.hub.preprocessor import ECGPreprocessor
 from ecgfm.hub.recordings import Signal, check_leads, recordings, to_contract, windows
+from ecgfm.hub.reference import REFERENCE, SelfTest, evaluating
 from ecgfm.leads import LEADS
-from ecgfm.signal.contract import LEAST_STD_MV, SignalContract
+from ecgfm.signal.contract import SignalContract
 
 FORMAT = 2
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-README = "README.md"
+MODEL_TYPE = "ecgfm"
+"""What `transformers` tells our config.json by; see hub/transformers.py."""
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+ENTRIES = ("encoder", "signal", "ecgfm")
+CLASSIFIER = "classifier"
+"""The entry of config.json that a classifier has besides."""
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 UPGRADE = "pip install --upgrade ecgfm, or use the version that wrote it"
 
 
@@ -63,6 +69,12 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
     """Rate, leads, unit, filter, scale and length of the input."""
     card: str | None
     """Text of the model card; None writes one from the settings."""
+    preprocessor: ECGPreprocessor
+    """The signal contract applied, up to what `features` takes."""
+    revision: str | None
+    """Commit on the Hub that it was loaded from; None of a folder."""
+    reference: dict[str, Tensor] | None
+    """What `self_test` compares with; None where no reference tensors lie beside the weights."""
 
     def __init__(
         self, encoder: Mapping[str, Any], signal: Mapping[str, Any], ecgfm: Mapping[str, Any] | None = None
@@ -81,8 +93,11 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
                 f"ecgfm {__version__} cannot honour what {written.get('version')} wrote: {error}; {UPGRADE}"
             ) from error
         _check_contract(settings, self.signal)
+        self.preprocessor = ECGPreprocessor(self.signal, patch_samples=settings.patch_samples)
         self.encoder = build_encoder(settings)
         self.card = None
+        self.revision = None
+        self.reference = None
 
     def forward(self, signal_BLT: Tensor) -> Tensor:
         """Return tokens_BND of a signal that is normalised already."""
@@ -96,23 +111,16 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
             signal_BLT: Millivolt, at the contract's rate, with its leads in its order; T a multiple of
                 the encoder's `patch_samples`.
         """
-        features_BD: Tensor = self.encoder.pool(self(self.normalise(signal_BLT)))
-        return features_BD
+        return self.encode(signal_BLT)[1]
+
+    def encode(self, signal_BLT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens_BND and features_BD with their gradients; see `features`."""
+        tokens_BND: Tensor = self(self.normalise(signal_BLT))
+        return tokens_BND, self.encoder.pool(tokens_BND)
 
     def normalise(self, signal_BLT: Tensor) -> Tensor:
         """Return millivolt as the encoder was trained on it: centred and scaled per lead, clipped."""
-        signal_BLT = signal_BLT.float()
-        if self.signal.scale == "record":
-            var, mean = torch.var_mean(signal_BLT, dim=2, correction=0, keepdim=True)
-            std = var.sqrt().clamp(min=LEAST_STD_MV)
-        else:
-            # Made here and not kept as buffers: a module that is cast to bfloat16 would round its buffers too.
-            mean, std = (
-                torch.tensor(values, dtype=torch.float32, device=signal_BLT.device)[:, None]
-                for values in (self.signal.mean_mv, self.signal.std_mv)
-            )
-        normal_BLT = ((signal_BLT - mean) / std).clamp(-self.signal.clip, self.signal.clip)
-        return normal_BLT.to(next(self.parameters()).dtype)
+        return self.preprocessor.normalise(signal_BLT).to(next(self.parameters()).dtype)
 
     @torch.no_grad()
     def embed(self, signal: Signal, *, rate_hz: float, leads: Sequence[str], unit: str, batch_size: int = 64) -> Tensor:
@@ -161,6 +169,68 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
             run(items)
         return features_BD / torch.tensor(counts, device=device)[:, None]
 
+    @torch.no_grad()
+    def tokens(
+        self, signal: Signal, *, rate_hz: float, leads: Sequence[str], unit: str, batch_size: int = 64
+    ) -> tuple[Tensor, Tensor]:
+        """Return tokens_BND of all windows of recordings as they come, and row_B, the record that each is of.
+
+        Windows are those of `embed`: the mean over a record's windows of the pooled tokens is its features. Token n
+        of a window sees the samples from n * patch_samples on, or those of one lead (see the encoder).
+
+        Args:
+            signal: As for `embed`, like all that follow.
+            rate_hz: Its sampling rate.
+            leads: Its lead names.
+            unit: mV, uV or V.
+            batch_size: Windows that the encoder takes at a time.
+
+        Raises:
+            LeadError: As `embed`.
+            SignalError: As `embed`; or records are shorter than a window, by different lengths.
+        """
+        windows_BLT, row_B = self.preprocessor.windows(signal, rate_hz=rate_hz, leads=leads, unit=unit)
+        device = next(self.parameters()).device
+        with evaluating(self):
+            several = torch.split(torch.from_numpy(windows_BLT), batch_size)
+            parts = [self.encode(part_BLT.to(device))[0].float() for part_BLT in several]
+        return torch.cat(parts), torch.from_numpy(row_B)
+
+    def self_test(self) -> SelfTest:
+        """Compare the features of the recordings that lie beside the weights with those that were saved.
+
+        Returns:
+            The difference, and the tolerance, which is wider for weights of 16 bits and on a GPU.
+
+        Raises:
+            ContractError: There is nothing to compare with, or it is not the same.
+        """
+        if self.reference is None:
+            raise ContractError(f"there is no {REFERENCE} beside the weights; save_pretrained writes one")
+        return reference.compare(self, self.reference, {"features_RD": self.embed_reference(self.reference)})
+
+    def embed_reference(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return features_RD of the recordings of `reference.safetensors`."""
+        with evaluating(self):
+            return self.embed(tensors[reference.RECORDINGS], **reference.HOW)
+
+    def exported(self, *, batch_size: int = 1, samples: int | None = None) -> torch.export.ExportedProgram:
+        """Return millivolt -> features as one graph, `signal_BLT -> features_BD`, for a fixed B and T.
+
+        It normalises, encodes and pools; leads, filter and resampling are the preprocessor's. `torch.export.save`
+        writes it, for programs that do not have this package.
+
+        Args:
+            batch_size: B.
+            samples: T; the contract's window by default. Cut to whole patches.
+        """
+        samples = self.preprocessor.window_samples(samples)
+        example_BLT = torch.zeros(batch_size, len(self.signal.leads), samples, device=next(self.parameters()).device)
+        model = _Features(self)
+        with evaluating(model), torch.no_grad():
+            model(example_BLT)  # positions are made once, before the graph is drawn
+            return torch.export.export(model, (example_BLT,))
+
     @classmethod
     def from_pretrained(  # type: ignore[override]  # fewer options than the mixin: ours take no model settings
         cls,
@@ -172,6 +242,7 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
         local_files_only: bool = False,
         token: str | bool | None = None,
         map_location: str | torch.device = "cpu",
+        check: bool = False,
     ) -> Self:
         """Return a published encoder in evaluation mode.
 
@@ -183,45 +254,43 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
             local_files_only: Do not ask the network.
             token: Of the Hub, if not the one that is logged in.
             map_location: Device of the weights.
+            check: Run `self_test` before the encoder is given out.
 
         Raises:
             ContractError: A file is missing, damaged, or asks for what this version does not know; or the
-                device cannot be used.
+                device cannot be used; or the self test fails.
         """
-        where = str(pretrained_model_name_or_path)
-        if Path(where).is_dir():
-            files = {name: Path(where) / name for name in (CONFIG, WEIGHTS, README)}
-            for name in (CONFIG, WEIGHTS):
-                if not files[name].is_file():
-                    raise ContractError(
-                        f"{files[name]} does not exist; give a folder that tools/export.py or save_pretrained wrote"
-                    )
-        else:
-            options = {
-                "revision": revision,
-                "cache_dir": cache_dir,
-                "force_download": force_download,
-                "local_files_only": local_files_only,
-                "token": token,
-            }
-            files = {name: _download(where, name, options) for name in (CONFIG, WEIGHTS)}
-            try:
-                files[README] = Path(hf_hub_download(where, README, **options))  # type: ignore[arg-type]
-            except (EntryNotFoundError, HfHubHTTPError):
-                files[README] = Path()  # the card explains, it decides nothing
+        found = fetch(
+            pretrained_model_name_or_path,
+            (CONFIG, WEIGHTS),
+            (README, REFERENCE),
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        entries = read_entries(found.paths[CONFIG], ENTRIES, (CLASSIFIER,))
+        if CLASSIFIER in entries:
+            raise ContractError(
+                f"{pretrained_model_name_or_path} is a classifier; load it with ECGClassifier.from_pretrained, its "
+                "encoder is .encoder"
+            )
         with torch.random.fork_rng(devices=[]):  # the random weights that are replaced must move no generator
-            model = cls(**_read_config(files[CONFIG]))
-        load_weights_(model.encoder, files[WEIGHTS])
-        if files[README].is_file():
-            model.card = files[README].read_text(encoding="utf-8")
-        try:
-            return model.to(map_location).eval()
-        except (RuntimeError, AssertionError) as error:  # torch raises either, for no driver or a wrong name
-            reason = str(error).splitlines()[0]
-            raise ContractError(f"device {str(map_location)!r} cannot be used: {reason}; 'cpu' always can") from error
+            model = cls(**entries)
+        load_weights_(model.encoder, found.paths[WEIGHTS])
+        if README in found.paths:
+            model.card = found.paths[README].read_text(encoding="utf-8")
+        model.revision = found.revision
+        if REFERENCE in found.paths:
+            model.reference = reference.read_reference(found.paths[REFERENCE])
+        model = to_device(model, map_location).eval()
+        if check:
+            model.self_test()
+        return model
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the three files; the card's example then names `repo_id`. See the mixin for the options.
+        """Upload the four files; the card's example then names `repo_id`. See the mixin for the options.
 
         Raises:
             ContractError: The Hub refuses the name or the token.
@@ -240,16 +309,31 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
             self.card = before
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write all three files; the mixin leaves alone what is there."""
+        """Write all four files; the mixin leaves alone what is there."""
         settings = {
+            "model_type": MODEL_TYPE,
             "encoder": config.to_dict(self.encoder.config),
             "signal": config.to_dict(self.signal),
             "ecgfm": {"format": FORMAT, "version": __version__},
         }
         weights = {name: weight.detach().cpu().contiguous() for name, weight in self.encoder.state_dict().items()}
-        save_file(weights, save_directory / WEIGHTS, metadata={"format": "pt"})
-        (save_directory / CONFIG).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        (save_directory / README).write_text(self._card_text(save_directory.name), encoding="utf-8")
+        with whole(save_directory / WEIGHTS) as path:
+            save_file(weights, path, metadata={"format": "pt"})
+        for name, text in (
+            (CONFIG, json.dumps(settings, indent=1) + "\n"),
+            (README, self._card_text(save_directory.name)),
+        ):
+            with whole(save_directory / name) as path:
+                path.write_text(text, encoding="utf-8")
+        # What a loader gets to see: the weights in float32, on a CPU.
+        plain = copy.deepcopy(self).to("cpu", torch.float32)
+        recordings_RLT = torch.from_numpy(reference.recordings_RLT())
+        try:
+            features_RD = plain.embed_reference({reference.RECORDINGS: recordings_RLT})
+        except ConfigError as error:
+            warnings.warn(f"{REFERENCE} is left out, self_test will not work: {error}", stacklevel=2)
+            return
+        reference.write_reference(save_directory / REFERENCE, {"features_RD": features_RD})
 
     def _card_text(self, name: str) -> str:
         if self.card is not None:
@@ -258,8 +342,33 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
         return model_card(name, config.to_dict(self.encoder.config), self.signal, parameters)
 
 
-def load_weights_(encoder: Encoder, path: Path) -> None:
-    """Load safetensors into an encoder, all of them and nothing else.
+class _Features(nn.Module):
+    """An encoder's features as a module's forward, which is what torch.export takes."""
+
+    def __init__(self, model: ECGEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, signal_BLT: Tensor) -> Tensor:
+        """Return features_BD of millivolt."""
+        return self.model.features(signal_BLT)
+
+
+def to_device(model: ModuleT, device: str | torch.device) -> ModuleT:
+    """Move a model.
+
+    Raises:
+        ContractError: The device is not there.
+    """
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, for no driver or a wrong name
+        reason = str(error).splitlines()[0]
+        raise ContractError(f"device {str(device)!r} cannot be used: {reason}; 'cpu' always can") from error
+
+
+def load_weights_(encoder: nn.Module, path: Path) -> None:
+    """Load safetensors into an encoder or a classifier, all of them and nothing else.
 
     Raises:
         ContractError: The file is damaged, or a tensor is missing, superfluous, of another shape or not finite.
@@ -305,37 +414,3 @@ def _check_contract(encoder: Encoder.Config, signal: SignalContract) -> None:
             f"a patch of {encoder.patch_samples} samples is longer than the window of {signal.window_samples} "
             f"samples, or than 1 s at {signal.rate_hz:g} Hz; export again"
         )
-
-
-def _read_config(path: Path) -> dict[str, Mapping[str, Any]]:
-    """Return the three entries of config.json."""
-    try:
-        content = config.read_json(path)
-    except ConfigError as error:
-        raise ContractError(f"{error}; download or export it again") from error
-    entries = ("encoder", "signal", "ecgfm")
-    if not isinstance(content, dict) or not all(isinstance(content.get(name), dict) for name in entries):
-        raise ContractError(f"{path} is not an encoder of ecgfm: it must hold the objects {', '.join(entries)}")
-    return {name: content[name] for name in entries}
-
-
-def _download(repo_id: str, name: str, options: Mapping[str, Any]) -> Path:
-    """Return one file of a repository on the Hub."""
-    try:
-        return Path(hf_hub_download(repo_id, name, **options))
-    except HFValidationError as error:
-        raise ContractError(f"{repo_id} is neither a folder nor a name on the Hub (owner/name)") from error
-    except LocalEntryNotFoundError as error:
-        raise ContractError(
-            f"{name} of {repo_id} is not in the cache and the Hub was not asked or not reached; "
-            "check the network, or give a folder"
-        ) from error
-    except EntryNotFoundError as error:
-        raise ContractError(f"{repo_id} on the Hub has no {name}: it is not an encoder of ecgfm") from error
-    except RepositoryNotFoundError as error:
-        raise ContractError(
-            f"{repo_id} is neither a folder nor a repository on the Hub that you may read; "
-            "check the name, or log in when it is private"
-        ) from error
-    except HfHubHTTPError as error:
-        raise ContractError(f"{name} of {repo_id} cannot be downloaded: {error}") from error
