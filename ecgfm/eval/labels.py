@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,11 +61,15 @@ def read_labels(shards: Shards, records: NDArray[np.int64] | None = None) -> Lab
     patients, labels = [], []
     for index in range(len(shards)) if records is None else records.tolist():
         about = shards.about(index)
-        # A record without a patient is a patient of its own.
-        who = f"patient {about['patient']}" if about["patient"] is not None else f"record {about['record']}"
-        patients.append(f"{about['database']} {who}")
+        patients.append(patient_of(about))
         labels.append({**about["labels"], **({"sex": [about["sex"]]} if about["sex"] else {})})
     return Labelled(patients=tuple(patients), labels=tuple(labels))
+
+
+def patient_of(about: Mapping[str, Any]) -> str:
+    """Return whose a record is, from its JSON: database and patient, or the record where no patient is known."""
+    who = f"patient {about['patient']}" if about["patient"] is not None else f"record {about['record']}"
+    return f"{about['database']} {who}"
 
 
 def target(labelled: Labelled, label: str, folds: int) -> Target:

@@ -6,8 +6,8 @@ statements, the 44 diagnostic ones, these as 23 subclasses and as 5 superclasses
 Four statements (NDT, NST_, DIG, LNGQT) are both diagnostic and of form. Every statement of a record counts, whatever
 its likelihood, 0 as well.
 
-The benchmark leaves a record out of a task when it has no label of the task, in training and in testing (known from
-its public code, not checked against it). Here such a record has the scheme with no code in it; whoever wants the
+The benchmark leaves a record out of a task when it has no label of the task, in training and in testing, as
+`ecgfm.eval.tasks.ptb_xl` does. Here such a record has the scheme with no code in it; whoever wants the
 benchmark's numbers leaves it out.
 """
 
