@@ -14,6 +14,8 @@ from ecgfm import config
 from ecgfm.hub.card import LICENCE
 from ecgfm.hub.export import export
 
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
@@ -30,7 +32,7 @@ class Export:
 def main() -> None:
     """Export, and say what there is."""
     settings = tyro.cli(Export, description=__doc__)
-    out = export(settings.run, settings.out, licence=settings.licence)
+    out = export(settings.run, settings.out, licence=settings.licence, recipes=RECIPES)
     for path in sorted(out.iterdir()):
         print(f"{path}  {path.stat().st_size:,} bytes")
     print(f'load it with: ECGEncoder.from_pretrained("{out}")')

@@ -23,6 +23,7 @@ from ecgfm.eval.bootstrap import Interval
 from ecgfm.eval.labels import Labelled, read_labels, target
 from ecgfm.eval.plots import plot_probe, save
 from ecgfm.eval.probe import Result, embed_shards, probe, untrained
+from ecgfm.hub.digest import weights_sha256
 from ecgfm.hub.encoder import ECGEncoder
 from ecgfm.progress import RecordBar
 from ecgfm.shards.manifest import manifest_sha256, write_json
@@ -83,11 +84,11 @@ def main() -> None:
     ]
     console.print(_table(results, settings))
     if settings.out:
-        _write(settings, results)
+        _write(settings, results, encoder, shards)
         console.print(f"wrote {settings.out / 'probe.json'} and {settings.out / 'probe.png'}", highlight=False)
 
 
-def _write(settings: Probe, results: list[Result]) -> None:
+def _write(settings: Probe, results: list[Result], encoder: ECGEncoder, shards: Shards) -> None:
     assert settings.out is not None
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,9 @@ def _write(settings: Probe, results: list[Result]) -> None:
         raise ConfigError(f"--out {settings.out} cannot be made: {error.strerror}") from error
     content = {
         "encoder": settings.encoder,
+        "encoder_sha256": weights_sha256(encoder),
         "shards": {str(folder): manifest_sha256(folder) for folder in settings.shards},
+        "databases": sorted({manifest.database for manifest in shards.manifests}),
         "folds": settings.folds,
         "seed": settings.seed,
         "untrained": settings.untrained,

@@ -1,25 +1,48 @@
-"""The model card: what an encoder is, what it saw, how to load it, and what it must not be used for.
+"""The model card: what a model is, what it saw, how to load it, what it is worth, and what it must not be used for.
 
-The text is `card_template.md`, filled from the run's settings and the checkpoint's facts. What is not
-known is said to be unknown, never left out.
+The text is `card_template.md`, filled from the run's settings and the checkpoint's facts; its metadata is
+huggingface_hub's ModelCardData. What is not known is said to be unknown, never left out. Results come later, from files
+that the evaluations wrote (`with_results`).
+
+Source: Mitchell et al. 2019, Model Cards for Model Reporting, https://arxiv.org/abs/1810.03993; the metadata,
+https://huggingface.co/docs/hub/model-cards.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import PurePath
 from string import Template
 from typing import Any
 
-from ecgfm import __version__
+from huggingface_hub import CardData, ModelCard, ModelCardData
+
+from ecgfm.hub import card_sections as sections
+from ecgfm.hub.card_sections import UNRECORDED, flat, table
+from ecgfm.hub.recipe_notes import RecipeNotes
+from ecgfm.hub.results import CALIBRATION, METRICS, Result, database_id, eval_results
 from ecgfm.signal.contract import SignalContract
 
 TEMPLATE = "card_template.md"
 LICENCE = "apache-2.0"
+ADDRESS = re.compile(r'(ECG(?:Encoder|Classifier))\.from_pretrained\("[^"\n]*"\)')
+SECTION = re.compile(r"^## (.*)$", re.MULTILINE)
+INHERITED = {
+    "Pretraining data": "data",
+    "Recipe": "recipe",
+    "Pretraining": "training",
+    "Compute": "compute",
+    "Leakage": "leakage",
+    "Biases": "biases",
+    "Citation": "citation",
+}
+"""Sections that a classifier's card takes over from its encoder's, and their names in the template."""
+NO_RESULTS = (
+    "None is recorded. `python tools/publish.py ... --results FOLDER` adds what tools/probe.py or recipes/finetune.py "
+    "measured, beside the controls."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +53,10 @@ class Provenance:
     """The run's settings, as `run.json` has them."""
     state: Mapping[str, Any]
     """The checkpoint's facts, as `state.json` has them."""
+    metrics: Sequence[Mapping[str, Any]] = field(default=())
+    """Lines of `metrics.jsonl` up to the checkpoint."""
+    recipe: RecipeNotes | None = None
+    """What the recipe says of its paper."""
 
 
 def model_card(
@@ -42,7 +69,7 @@ def model_card(
     address: str | None = None,
     licence: str = LICENCE,
 ) -> str:
-    """Return the text of README.md.
+    """Return the text of an encoder's README.md.
 
     Args:
         name: The title.
@@ -54,166 +81,218 @@ def model_card(
         licence: Of the weights, as the Hub spells licences.
     """
     kind = str(encoder["kind"])
-    method = _method(provenance)
-    millions = f"{parameters / 1e6:.2f} million"
-    seconds = signal.window_samples / signal.rate_hz
+    method = str(provenance.run["objective"]["kind"]) if provenance else None
+    databases = sorted({str(shard["database"]) for shard in provenance.state["shards"]}) if provenance else []
+    data = ModelCardData(
+        license=licence,
+        library_name="ecgfm",
+        pipeline_tag="feature-extraction",
+        tags=tags("foundation-model", kind, method),
+        datasets=[database_id([database]) for database in databases] or None,
+    )
     by = f", pretrained with {method}" if method else ""
-    template = resources.files("ecgfm.hub").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    return Template(template).substitute(
-        front_matter=_front_matter(kind, method, licence),
+    return _fill(
+        front_matter=data.to_yaml(),
         name=name,
         address=address or name,
-        summary=f"An encoder of 12-lead electrocardiograms: {kind}, {millions} parameters{by} on windows of "
-        f"{seconds:g} s at {signal.rate_hz:g} Hz with [ecgfm](https://github.com/ecgfm/ecgfm).",
-        width=encoder["width"],
-        contract=_contract(signal),
-        architecture=_table(("setting", "value"), [*_flat(encoder), ("parameters", f"{parameters:,}")]),
-        data=_data(provenance),
-        training=_training(provenance),
-        leakage=_leakage(provenance),
-        reproduce=_reproduce(provenance),
+        kind="ECGEncoder",
+        summary=f"An encoder of 12-lead electrocardiograms: {_size(kind, parameters)}{by} {_windows(signal)}.",
+        what=f"It turns a 12-lead electrocardiogram into features: one vector of {encoder['width']} numbers for a "
+        "recording. It was not\ntrained to name a diagnosis; put a small classifier on the features, or fine-tune it, "
+        "for that.",
+        call='features = model.embed(signal, rate_hz=500, leads=leads, unit="mV")\n'
+        f"print(features.shape)  # torch.Size([1, {encoder['width']}])",
+        contract=sections.contract(signal),
+        architecture=table(("setting", "value"), [*flat(encoder), ("parameters", f"{parameters:,}")]),
+        results=NO_RESULTS,
+        calibration="Features are no probabilities. A classifier on them has to be calibrated on data of its own "
+        "(platt, temperature or isotonic, in recipes/finetune.py).",
+        recipe=_recipe(provenance),
+        **sections.of_run(provenance.run, provenance.state, provenance.metrics)
+        if provenance
+        else sections.of_unknown_run(),
+        citation=_citation(provenance),
+    )
+
+
+def classifier_card(
+    name: str,
+    classifier: Mapping[str, Any],
+    encoder: Mapping[str, Any],
+    signal: SignalContract,
+    parameters: int,
+    *,
+    encoder_card: str | None = None,
+    licence: str | None = None,
+    address: str | None = None,
+) -> str:
+    """Return the text of a classifier's README.md.
+
+    Args:
+        name: The title.
+        classifier: Its settings, as `config.json` has them.
+        encoder: Those of its encoder, with their kind.
+        signal: The signal contract.
+        parameters: Their number, of encoder and head.
+        encoder_card: README.md of the encoder it began from, which says what that was pretrained on.
+        licence: Of the weights, as the Hub spells licences; the encoder's when left out.
+        address: What the example loads; the title when left out.
+    """
+    labels = [str(label) for label in classifier["labels"]]
+    known = dict(_sections(encoder_card)[1]) if encoder_card else {}
+    of_encoder = ModelCard(encoder_card, ignore_metadata_errors=True).data if encoder_card else ModelCardData()
+    data = ModelCardData(
+        license=licence or of_encoder.get("license") or LICENCE,
+        library_name="ecgfm",
+        pipeline_tag="other",
+        tags=tags(str(classifier["kind"]), str(encoder["kind"])),
+        datasets=of_encoder.get("datasets"),
+    )
+    regression = classifier["kind"] == "regression"
+    verb = "predict_logits" if regression else "predict_proba"
+    gives = "the value of" if regression else "a probability for each of"
+    shown = ", ".join(f"`{label}`" for label in labels[:30]) + (f" and {len(labels) - 30} more" if labels[30:] else "")
+    rows = [(key, value) for key, value in flat(classifier) if key not in ("labels", "calibration", "thresholds")]
+    unknown = {**sections.of_unknown_run(), "recipe": UNRECORDED, "citation": _citation(None)}
+    inherited = {entry: known.get(heading, unknown[entry]) for heading, entry in INHERITED.items()}
+    inherited["leakage"] += (
+        "\n\nFine-tuning read signals and labels of its own training and validation records besides."
+    )
+    return _fill(
+        front_matter=data.to_yaml(),
+        name=name,
+        address=address or name,
+        kind="ECGClassifier",
+        summary=f"A classifier of 12-lead electrocardiograms: {_size(str(encoder['kind']), parameters)}, with the head "
+        f"{classifier['head']}, {_windows(signal)}.",
+        what=f"It turns a 12-lead electrocardiogram into {gives} {len(labels)} labels ({classifier['kind']}): {shown}.",
+        call=f'print(model.{verb}(signal, rate_hz=500, leads=leads, unit="mV"))  # (1, {len(labels)})',
+        contract=sections.contract(signal),
+        architecture=table(("setting", "value"), [*flat(encoder), *rows, ("parameters", f"{parameters:,}")]),
+        results=NO_RESULTS,
+        calibration=_calibrated(classifier),
+        **{**unknown, **inherited},
     )
 
 
 def renamed(text: str, name: str) -> str:
     """Return a card whose title and example name another place to load from."""
-    text = re.sub(r'ECGEncoder\.from_pretrained\("[^"\n]*"\)', lambda _: f'ECGEncoder.from_pretrained("{name}")', text)
+    text = ADDRESS.sub(lambda found: f'{found[1]}.from_pretrained("{name}")', text)
     return re.sub(r"^# .*$", lambda _: f"# {name}", text, count=1, flags=re.MULTILINE)
 
 
-def _front_matter(kind: str, method: str | None, licence: str) -> str:
-    tags = ["ecg", "electrocardiogram", "12-lead", "foundation-model", kind, *([method] if method else [])]
-    return "\n".join(
-        [
-            f"license: {licence}",
-            "library_name: ecgfm",
-            "pipeline_tag: feature-extraction",
-            "tags:",
-            *(f"- {json.dumps(tag)}" for tag in tags),
-        ]
-    )
+def with_results(text: str, name: str, results: Sequence[Result]) -> str:
+    """Return a card with these results in its metadata and text, in the place of those that it had.
+
+    Args:
+        text: The card.
+        name: Of the model, for the metadata's index.
+        results: What was measured; see `results.read_results`.
+    """
+    card = ModelCard(text)
+    shown = [result for result in results if result.metric not in CALIBRATION]
+    card.data["metrics"] = sorted({METRICS[result.metric][0] for result in results})
+    card.data["model_name"], card.data["eval_results"] = name, eval_results(results)
+    head, bodies = _sections(str(card))
+    replaced = dict(bodies)
+    replaced["Results"] = _results(shown, card.data)
+    calibration = [result for result in results if result.metric in CALIBRATION]
+    if calibration:
+        first = replaced.get("Calibration", "").split("\n\n| task ")[0]
+        replaced["Calibration"] = f"{first}\n\n{_table_of(calibration)}".strip()
+    return head.rstrip() + "".join(f"\n\n## {heading}\n\n{body}" for heading, body in replaced.items()) + "\n"
 
 
-def _contract(signal: SignalContract) -> str:
+def _sections(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return what is before the first section, and heading and body of each."""
+    found = list(SECTION.finditer(text))
+    ends = [*(one.start() for one in found[1:]), len(text)]
+    bodies = [(one[1], text[one.end() : end].strip("\n")) for one, end in zip(found, ends)]
+    return text[: found[0].start()] if found else text, bodies
+
+
+def _fill(**entries: str) -> str:
+    template = resources.files("ecgfm.hub").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    return Template(template).substitute(entries)
+
+
+def tags(*more: str | None) -> list[str]:
+    """Return the tags of a card: those of all, and these."""
+    return ["ecg", "electrocardiogram", "12-lead", *(tag for tag in more if tag)]
+
+
+def _size(kind: str, parameters: int) -> str:
+    return f"{kind}, {parameters / 1e6:.2f} million parameters"
+
+
+def _windows(signal: SignalContract) -> str:
     seconds = signal.window_samples / signal.rate_hz
-    own = ", both of the window itself" if signal.scale == "record" else ""
-    rows = [
-        ("rate", f"{signal.rate_hz:g} Hz"),
-        ("leads", " ".join(signal.leads)),
-        ("unit", signal.unit),
-        ("filter", f"high-pass {signal.highpass_hz:g} Hz, zero phase" if signal.highpass_hz else "none"),
-        (
-            "normalisation",
-            f"(signal - mean) / standard deviation per lead{own}, clipped to +-{signal.clip:g}",
-        ),
-        ("window", f"{signal.window_samples:,} samples, {seconds:g} s"),
-    ]
-    scale = [
-        (lead, f"{mean:.5f}", f"{std:.5f}")
-        for lead, mean, std in zip(signal.leads, signal.mean_mv, signal.std_mv, strict=True)
-    ]
-    return _table(("what", "value"), rows) + "\n\n" + _table(("lead", "mean in mV", "standard deviation in mV"), scale)
+    return f"on windows of {seconds:g} s at {signal.rate_hz:g} Hz with [ecgfm](https://github.com/ecgfm/ecgfm)"
 
 
-def _data(provenance: Provenance | None) -> str:
-    if provenance is None:
-        return "Not recorded: this encoder was saved without its run."
-    rows = []
-    notes = []
-    for shard in provenance.state["shards"]:
-        known = {name: str(shard.get(name) or "not stated") for name in ("database", "title", "licence", "address")}
-        version = f" {shard['version']}" if shard.get("version") else ""
-        address = f"[{known['title']}]({known['address']})" if shard.get("address") else known["title"]
-        counts = (
-            f"{shard[name]:,}" if shard.get(name) is not None else "not stated" for name in ("records", "patients")
+def _recipe(provenance: Provenance | None) -> str:
+    if provenance is None or provenance.recipe is None:
+        return UNRECORDED
+    return recipe_text(provenance.recipe)
+
+
+def recipe_text(notes: RecipeNotes) -> str:
+    """Return a recipe's source, and what paper, code and ours say."""
+    source = re.sub(r"https?://[^\s,;)]+", lambda found: f"<{found[0]}>", notes.source)
+    items = [f"- **{'Here' if who == 'Ours' else who}:** {said}" for who, said in notes.items]
+    return f"{notes.title} ({source}), `recipes/{notes.name}.py`.\n\n" + "\n".join(items)
+
+
+def _citation(provenance: Provenance | None) -> str:
+    lines = ["- this software: ecgfm, https://github.com/ecgfm/ecgfm"]
+    if provenance and provenance.recipe:
+        lines.insert(0, f"- the method: {provenance.recipe.source}")
+    return "Please cite\n\n" + "\n".join(lines) + "\n- the databases, see Pretraining data"
+
+
+def _calibrated(classifier: Mapping[str, Any]) -> str:
+    if classifier["kind"] == "regression":
+        return "It gives values and no probabilities."
+    fitted = classifier.get("calibration")
+    if not fitted:
+        return (
+            "Its probabilities are not calibrated: fit a calibration on data of your own before you read them as such."
         )
-        rows.append((f"{known['database']}{version}", address, *counts, known["licence"]))
-        digest = f" Shards: manifest SHA-256 `{shard['manifest_sha256']}`." if shard.get("manifest_sha256") else ""
-        notes.append(f"- {known['database']}: {shard.get('citation') or 'citation not stated'}.{digest}")
-    head = ("database", "title", "records", "patients", "licence")
-    return _table(head, rows) + "\n\nPlease cite the databases too:\n\n" + "\n".join(notes)
-
-
-def _training(provenance: Provenance | None) -> str:
-    if provenance is None:
-        return "Not recorded."
-    run, state = provenance.run, provenance.state
-    read = sum(shard.get("records") or 0 for shard in state["shards"])
-    seen = int(state.get("records_seen", 0))
-    rounds = f", {seen / read:.1f} times each record" if read else ""
-    rows = [("steps", f"{state['step']:,}"), ("windows seen", f"{seen:,}{rounds}")]
-    for part in ("objective", "data", "optim", "engine"):
-        rows += [(f"{part}.{name}", value) for name, value in _flat(run.get(part, {})) if name != "shards"]
-    rows += [("seed", f"{run.get('seed', 'not stated')}")]
-    rows += [(f"{name} version", version) for name, version in sorted(state.get("versions", {}).items())]
-    metrics = [(name, _number(value)) for name, value in state.get("last_metrics", {}).items()]
-    text = _table(("setting", "value"), rows)
-    return text + "\n\nLast figures of the run:\n\n" + _table(("figure", "value"), metrics) if metrics else text
-
-
-def _leakage(provenance: Provenance | None) -> str:
-    if provenance is None:
-        return "What it saw in pretraining is not recorded. Do not report a result on any public database as unseen."
-    names = sorted({str(shard["database"]) for shard in provenance.state["shards"]})
-    splits = provenance.state.get("identity", {}).get("data", {}).get("splits")
-    which = (
-        f"of their records those in the splits {' and '.join(map(str, splits))} (where a database publishes `val` and "
-        "`test`, those were not read)"
-        if splits
-        else "all of their records"
-    )
     return (
-        f"Pretraining read the signals of {', '.join(names)}, {which}. A result on recordings or patients among "
-        "them is not a result on unseen data. Copies of a database inside another one count as seen."
+        f"Its probabilities went through a calibration ({fitted['method']}) that was fitted on the validation part. On "
+        "other patients and recorders they have to be checked again."
     )
 
 
-def _reproduce(provenance: Provenance | None) -> str:
-    if provenance is None:
-        return "The run is not recorded."
-    run: dict[str, Any] = json.loads(json.dumps(provenance.run))
-    # Folders and addresses are the trainer's own; the databases' names tell what they held.
-    run["out"] = PurePath(str(run.get("out", ""))).name
-    data = run.get("data", {})
-    data["shards"] = [str(shard["database"]) for shard in provenance.state["shards"]]
-    recipe = f"recipes/{run['objective']['kind']}_{run['encoder']['kind']}.py"
-    return "\n".join(
-        [
-            "Convert the databases with `tools/convert.py`, save these settings as `run.json`, and run",
-            "",
-            "```bash",
-            f"deepspeed {recipe} --from run.json --data.shards {' '.join(data['shards'])} --out runs/again",
-            "```",
-            "",
-            f"The weights were written by ecgfm {__version__} from step {provenance.state['step']:,}.",
-            "",
-            "<details><summary>run.json</summary>",
-            "",
-            "```json",
-            json.dumps(run, indent=1, sort_keys=True),
-            "```",
-            "",
-            "</details>",
-        ]
-    )
+def _results(results: Sequence[Result], metadata: CardData) -> str:
+    if not results:
+        return NO_RESULTS
+    text = "Each figure with the 95 % interval of a bootstrap over patients.\n\n" + _table_of(results)
+    pretraining = metadata.get("datasets") or []
+    seen = sorted({name for result in results for name in result.databases if database_id([name]) in pretraining})
+    if seen:
+        text += (
+            f"\n\n**Pretraining read {', '.join(seen)} too** (Leakage says which part): figures of records that it "
+            "read are not those of unseen ones."
+        )
+    if any(not result.controls for result in results):
+        text += "\n\nWhere no control was measured, a figure does not say what pretraining is worth."
+    return text
 
 
-def _method(provenance: Provenance | None) -> str | None:
-    return str(provenance.run["objective"]["kind"]) if provenance else None
-
-
-def _flat(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, _number(value)) for name, value in settings.items()]
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " ".join(_number(item) for item in value)
-    if value is None:
-        return "default"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+def _table_of(results: Sequence[Result]) -> str:
+    controls = sorted({name for result in results for name in result.controls}, reverse=True)
+    head = ("task", "data", "records, patients", "method", "figure", "this model", *controls)
+    rows = [
+        (
+            result.task,
+            f"{', '.join(result.databases) or 'not stated'}, {result.split}",
+            f"{result.records:,}, {result.patients:,}",
+            result.method,
+            METRICS[result.metric][1],
+            str(result.figure),
+            *(str(result.controls.get(name, "not measured")) for name in controls),
+        )
+        for result in results
+    ]
+    return table(head, rows)

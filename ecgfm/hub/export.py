@@ -17,21 +17,19 @@ from ecgfm import config
 from ecgfm.errors import CheckpointError, ConfigError, ContractError
 from ecgfm.hub.card import LICENCE, Provenance, model_card
 from ecgfm.hub.encoder import CONFIG, README, WEIGHTS, ECGEncoder, load_weights_
-
-RUN = "run.json"
-CHECKPOINTS = "checkpoints"
-ENCODER = "encoder.safetensors"
-CONTRACT = "contract.json"
-STATE = "state.json"
+from ecgfm.hub.recipe_notes import notes_of
+from ecgfm.hub.reference import REFERENCE
+from ecgfm.run_folder import CHECKPOINTS, CONTRACT, ENCODER, RUN, STATE, checkpoints, read_metrics
 
 
-def export(run: Path, out: Path, *, licence: str = LICENCE) -> Path:
+def export(run: Path, out: Path, *, licence: str = LICENCE, recipes: Path | None = None) -> Path:
     """Write the encoder of a run's newest checkpoint as `out`, and return `out`.
 
     Args:
         run: Folder of the run.
         out: Folder to write; an earlier export there is replaced.
         licence: Of the weights, for the card, as the Hub spells licences.
+        recipes: Folder of the recipes; the card then says what the run's recipe says of its paper.
 
     Raises:
         CheckpointError: The run holds no whole checkpoint, or `out` is something else or cannot be written.
@@ -50,7 +48,12 @@ def export(run: Path, out: Path, *, licence: str = LICENCE) -> Path:
         config.to_dict(model.encoder.config),
         model.signal,
         sum(weight.numel() for weight in model.encoder.parameters()),
-        Provenance(run=settings, state=state),
+        Provenance(
+            run=settings,
+            state=state,
+            metrics=[line for line in read_metrics(run) if line["step"] <= state["step"]],
+            recipe=notes_of(recipes, state.get("recipe")) if recipes else None,
+        ),
         address=out.as_posix(),
         licence=licence,
     )
@@ -71,16 +74,12 @@ def newest_checkpoint(run: Path) -> Path:
     """
     if not run.is_dir():
         raise CheckpointError(f"{run} does not exist; give the folder that a recipe wrote with --out")
-    found = {
-        int(path.name.removeprefix("step-")): path
-        for path in (run / CHECKPOINTS).glob("step-*")
-        if path.name.removeprefix("step-").isdigit() and (path / STATE).is_file()
-    }
+    found = [path for path in checkpoints(run) if (path / STATE).is_file()]
     if not found:
         raise CheckpointError(
             f"{run} has no whole checkpoint below {CHECKPOINTS}; run the same recipe again to its first one"
         )
-    return found[max(found)]
+    return found[-1]
 
 
 def _read(path: Path, entries: tuple[str, ...]) -> dict[str, Any]:
@@ -111,9 +110,8 @@ def _check_out(out: Path) -> None:
         raise CheckpointError(f"{out} has no name of its own; give the folder to write, such as exports/first")
     if not out.exists():
         return
-    strangers = (
-        [path.name for path in out.iterdir() if path.name not in (CONFIG, WEIGHTS, README)] if out.is_dir() else [""]
-    )
+    ours = (CONFIG, WEIGHTS, README, REFERENCE)
+    strangers = [path.name for path in out.iterdir() if path.name not in ours] if out.is_dir() else [""]
     if strangers or (any(out.iterdir()) and not _is_export(out)):
         what = f"holds {sorted(strangers)[0]}" if strangers and strangers[0] else "is something else"
         raise CheckpointError(f"{out} exists and {what}, so it is no earlier export; give another folder, or remove it")

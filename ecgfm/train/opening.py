@@ -89,6 +89,8 @@ def shard_facts(loader: Loader) -> list[dict[str, Any]]:
             "records": records,
             "patients": manifest.patients if records == manifest.segments else None,
             "manifest_sha256": manifest_sha256(folder),
+            # Of all that was converted, whatever this run reads of it.
+            **{name: getattr(manifest, name) for name in ("seen", "kept", "refused", "sex", "ages")},
         }
         for folder, manifest, records in zip(loader.shards.folders, loader.shards.manifests, used, strict=True)
     ]

@@ -195,6 +195,7 @@ def test_saved_and_loaded_is_the_same_to_the_last_bit(
         "README.md",
         "config.json",
         "model.safetensors",
+        "reference.safetensors",
     ]
 
 

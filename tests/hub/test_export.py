@@ -29,6 +29,11 @@ SHARDS = [
         "records": 17439,
         "patients": 15000,
         "manifest_sha256": "ab" * 32,
+        "seen": 21799,
+        "kept": 21790,
+        "refused": {"too-short": 2, "flat": 7},
+        "sex": {"female": 10460, "male": 11330},
+        "ages": {"20": 1, "60": 98, "90": 1},
     }
 ]
 
@@ -45,6 +50,7 @@ def write_checkpoint(run: Path, encoder: ECGEncoder, step: int, *, name: str | N
     state: dict[str, Any] = {
         "step": step,
         "records_seen": step * 64,
+        "recipe": "mae_vit_time.py",
         "shards": SHARDS,
         "versions": {"torch": "2.15"},
         "last_metrics": {"loss": 0.5, "target_std": 0.7},
@@ -61,9 +67,17 @@ def run(encoder: ECGEncoder, tmp_path: Path) -> Path:
     settings = {
         "encoder": config.to_dict(encoder.encoder.config),
         "objective": {"kind": "jepa", "mask_ratio": [0.75, 0.85]},
-        "data": {"shards": ["/home/somebody/shards/ptb-xl"], "batch_size": 64},
+        "data": {
+            "shards": ["/home/somebody/shards/ptb-xl"],
+            "batch_size": 64,
+            "cache": "/home/somebody/cache",
+            "held_out": ["/home/somebody/shards/ptb-xl"],
+            "s3_command": "curl -H 'X-Token: hush' {url}",
+        },
         "optim": {"lr": 1e-3, "clip_norm": None},
-        "engine": {},
+        "engine": {"extra": "/home/somebody/deepspeed.json"},
+        "monitor": {"wandb": "secret-project", "wandb_team": "somebody"},
+        "probe": {"shards": "/home/somebody/shards/ludb", "label": "ludb:a"},
         "out": "/home/somebody/run",
         "seed": 0,
     }
@@ -73,7 +87,9 @@ def run(encoder: ECGEncoder, tmp_path: Path) -> Path:
 
 def test_an_export_holds_the_checkpoints_weights_and_contract(encoder: ECGEncoder, run: Path, tmp_path: Path) -> None:
     out = export(run, tmp_path / "exports" / "first")
-    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("README.md", "config.json", "model.safetensors", "reference.safetensors")
+    ]
     assert sorted(path.name for path in out.parent.iterdir()) == ["first"]
     wanted = load_file(run / "checkpoints" / "step-00000040" / "encoder.safetensors")
     got = load_file(out / "model.safetensors")
@@ -153,19 +169,37 @@ def test_the_cards_front_matter_is_read_by_the_hub_and_its_example_runs(
 
 def test_the_card_says_what_was_seen_and_tells_no_folder_of_the_trainer(run: Path, tmp_path: Path) -> None:
     text = (export(run, tmp_path / "out") / "README.md").read_text(encoding="utf-8")
-    row = "| ptb-xl | [PTB-XL](https://doi.org/10.13026/kfzx-aw45) | 17,439 | 15,000 | CC-BY-4.0 |"
+    row = "| ptb-xl | [PTB-XL](https://doi.org/10.13026/kfzx-aw45) | 17,439 | 15,000 | "
+    row += "9 of 21,799 (7 flat, 2 too-short) | CC-BY-4.0 |"
     for wanted in (
         row,
         "Wagner et al. 2020",
         "ab" * 32,
         "Not a medical device",
-        "**Leakage.**",
+        "Pretraining read signals and no label of ptb-xl",
+        "| ptb-xl | 48% female, 52% male | median 60, 90 % from 60 to 60 | not stated |",
         "| loss | 0.5 |",
         "| seed | 0 |",
     ):
         assert wanted in text, wanted
-    assert "/home/somebody" not in text
+    assert not [word for word in ("somebody", "hush", "secret-project") if word in text]
+    assert "deepspeed recipes/mae_vit_time.py --from run.json --data.shards ptb-xl --out runs/again" in text
+    (settings,) = re.findall(r"```json\n(.*?)```", text, flags=re.DOTALL)
+    assert json.loads(settings)["data"] == {"shards": ["ptb-xl"], "batch_size": 64}
     assert "$" not in text
+
+
+def test_the_card_of_an_encoder_that_scales_by_record_gives_no_scale_of_databases(
+    encoder: ECGEncoder, run: Path, tmp_path: Path
+) -> None:
+    path = run / "checkpoints" / "step-00000040" / "contract.json"
+    assert "| II | 0.01" in (export(run, tmp_path / "out") / "README.md").read_text()
+    path.write_text(json.dumps(config.to_dict(encoder.signal) | {"scale": "record"}))
+    state = json.loads(path.with_name("state.json").read_text())
+    state["files"]["contract.json"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_name("state.json").write_text(json.dumps(state))
+    text = (export(run, tmp_path / "out") / "README.md").read_text()
+    assert "both of the window itself" in text and "| II | 0.01" not in text
 
 
 def test_publishing_renames_the_title_and_the_example_only(run: Path, tmp_path: Path) -> None:
@@ -173,10 +207,10 @@ def test_publishing_renames_the_title_and_the_example_only(run: Path, tmp_path: 
     text = (out / "README.md").read_text(encoding="utf-8")
     new = renamed(text, "me/ecg")
     changed = [pair for pair in zip(text.splitlines(), new.splitlines(), strict=True) if pair[0] != pair[1]]
-    assert [after for _, after in changed] == ["# me/ecg", 'encoder = ECGEncoder.from_pretrained("me/ecg")']
+    assert [after for _, after in changed] == ["# me/ecg", 'model = ECGEncoder.from_pretrained("me/ecg")']
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="needs a user who is not root, who may write anywhere")
 def test_a_place_that_cannot_be_written_is_said(run: Path, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(CheckpointError, match="cannot be written"):
