@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import ecgfm
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ecgfm"
 
@@ -19,13 +21,14 @@ BELOW: dict[str, set[str]] = {
     "labels": {"words"},
     "signal": {"words"},
     "databases": {"words", "signal"},
+    "files": {"words", "signal", "databases"},
     "shards": {"words", "labels", "signal", "databases"},
     "data": {"words", "labels", "signal", "databases", "shards"},
     "kernels": {"words"},
     "nn": {"words", "kernels"},
     "encoders": {"words", "signal", "kernels", "nn"},
     "objectives": {"words", "signal", "data", "kernels", "nn", "encoders"},
-    "hub": {"words", "signal", "kernels", "nn", "encoders"},
+    "hub": {"words", "signal", "databases", "files", "shards", "kernels", "nn", "encoders"},
     "eval": {"words", "labels", "signal", "databases", "shards", "data", "kernels", "nn", "encoders", "hub"},
     "train": {
         *("words", "signal", "databases", "shards", "data", "kernels", "nn", "encoders", "objectives", "hub", "eval"),
@@ -42,6 +45,13 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "huggingface_hub": ("hub/",),
     "tyro": ("config.py",),
 }
+HANDED_OUT = (
+    ("hub.classifier", "ECGClassifier"),
+    ("hub.datasets", "ECGDataset"),
+    ("hub.encoder", "ECGEncoder"),
+    ("hub.preprocessor", "ECGPreprocessor"),
+    ("hub.sklearn", "ECGFeatures"),
+)
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 
@@ -93,8 +103,10 @@ def test_imports_point_down(name: str) -> None:
     assert wrong_way(folder, (PACKAGE / name).read_text()) == []
 
 
-def test_the_package_itself_hands_out_the_encoder_only() -> None:
-    assert wrong_way("words", (PACKAGE / "__init__.py").read_text()) == 2 * ["ecgfm.hub.encoder.ECGEncoder"]
+def test_the_package_itself_hands_out_what_users_need_only() -> None:
+    wanted = {f"ecgfm.{home}.{name}" for home, name in HANDED_OUT}
+    assert set(wrong_way("words", (PACKAGE / "__init__.py").read_text())) == wanted
+    assert {name for _, name in HANDED_OUT} | {"__version__"} == set(ecgfm.__all__)
 
 
 @pytest.mark.parametrize("name", NAMES)

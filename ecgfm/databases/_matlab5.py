@@ -1,4 +1,4 @@
-"""MATLAB files of version 5: one struct of numbers and texts, read strictly.
+"""MATLAB files of version 5: matrices, and one struct of numbers and texts, read strictly.
 
 "MAT-File Format", The MathWorks, chapter 1 (level 5). A file is a header of 128 bytes and elements, each a tag of
 type and length with its content; an element may be a compressed one (zlib, which carries a checksum).
@@ -48,15 +48,26 @@ def read_struct(path: Path, name: str) -> Fields:
         RecordError: `file-missing`; `file-malformed`: damaged, of another version, or holding anything else.
     """
     content = read_file(path)
-    if not content.startswith(b"MATLAB 5.0") or content[124:128] != b"\x00\x01IM":
-        raise RecordError(
-            "file-malformed",
-            f"{path} is not a little-endian MATLAB file of version 5 (it begins with {content[:10]!r}); give the file "
-            "as published",
-        )
+    _check_version(path, content)
     try:
         return _struct_called(name, content[_HEADER_BYTES:])
     except (_MalformedError, zlib.error, UnicodeDecodeError) as error:
+        raise RecordError("file-malformed", f"{path}: {error}; download it again") from error
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Read every matrix of real numbers: a variable by its name, a field of a 1 x 1 struct as `struct.field`.
+
+    What is neither (texts, cells, structs in structs) is passed over.
+
+    Raises:
+        RecordError: As `read_struct`.
+    """
+    content = read_file(path)
+    _check_version(path, content)
+    try:
+        return dict(_arrays(content[_HEADER_BYTES:]))
+    except (_MalformedError, zlib.error) as error:
         raise RecordError("file-malformed", f"{path}: {error}; download it again") from error
 
 
@@ -64,15 +75,41 @@ class _MalformedError(Exception):
     """What is wrong, without the path."""
 
 
+def _check_version(path: Path, content: bytes) -> None:
+    if not content.startswith(b"MATLAB 5.0") or content[124:128] != b"\x00\x01IM":
+        raise RecordError(
+            "file-malformed",
+            f"{path} is not a little-endian MATLAB file of version 5 (it begins with {content[:10]!r}); give the file "
+            "as published",
+        )
+
+
 def _struct_called(name: str, content: bytes) -> Fields:
+    for array in _matrices(content):
+        if array.name == name:
+            return {field: _value(field, value) for field, value in _fields(array).items()}
+    raise _MalformedError(f"it holds no variable {name}")
+
+
+def _arrays(content: bytes) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    for array in _matrices(content):
+        if array.kind == _STRUCT_CLASS and array.shape == (1, 1):
+            named = {f"{array.name}.{field}": value for field, value in _fields(array).items()}
+        else:
+            named = {array.name: array}
+        for name, matrix in named.items():
+            if matrix.kind in _NUMBER_CLASSES and not matrix.complex:
+                value = _value(name, matrix)
+                assert not isinstance(value, str)
+                yield name, value
+
+
+def _matrices(content: bytes) -> Iterator[_Matrix]:
     for kind, element in _elements(content):
         if kind == _COMPRESSED:
             kind, element = _one(_decompressed(element))
         if kind == _MATRIX:
-            array = _Matrix(element)
-            if array.name == name:
-                return _fields(array)
-    raise _MalformedError(f"it holds no variable {name}")
+            yield _Matrix(element)
 
 
 class _Matrix:
@@ -92,7 +129,7 @@ class _Matrix:
             raise _MalformedError(f"shape {self.shape} is not that of a matrix")
 
 
-def _fields(array: _Matrix) -> Fields:
+def _fields(array: _Matrix) -> dict[str, _Matrix]:
     if array.kind != _STRUCT_CLASS or array.shape != (1, 1):
         raise _MalformedError(f"{array.name} is not a struct of shape 1 x 1 (class {array.kind}, shape {array.shape})")
     if [kind for kind, _ in array.parts[:2]] != [_INT32, _INT8] or len(array.parts[0][1]) != 4:
@@ -106,7 +143,7 @@ def _fields(array: _Matrix) -> Fields:
     values = array.parts[2:]
     if len(values) != len(names) or len(set(names)) != len(names) or any(kind != _MATRIX for kind, _ in values):
         raise _MalformedError(f"{array.name} has {len(names)} names of fields and {len(values)} values")
-    return {name: _value(name, _Matrix(element)) for name, (_, element) in zip(names, values, strict=True)}
+    return {name: _Matrix(element) for name, (_, element) in zip(names, values, strict=True)}
 
 
 def _value(name: str, array: _Matrix) -> NDArray[np.float64] | str:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -37,6 +38,8 @@ TRACE_START_MM = 30.0
 BASELINES_MM = (155.0, 115.0, 75.0, 40.0)
 
 PAPER, FINE, COARSE, INK, SHADE = "#fffaf8", "#f8d5cf", "#efa69c", "#1a1a1a", "#4a6fa5"
+GLOW = "#2b4fd8"
+DARKEST_GLOW = 0.6
 
 
 def plot_ecg(
@@ -45,10 +48,12 @@ def plot_ecg(
     *,
     title: str = "",
     hidden: Sequence[tuple[float, float]] | None = None,
+    weight_LT: NDArray[np.floating] | None = None,
+    weight_name: str = "",
 ) -> Figure:
     """Return a page with the first ten seconds of a recording; see `draw_ecg`."""
     figure = Figure(figsize=PAGE_INCH)
-    draw_ecg(figure, signal_LT, rate_hz, title=title, hidden=hidden)
+    draw_ecg(figure, signal_LT, rate_hz, title=title, hidden=hidden, weight_LT=weight_LT, weight_name=weight_name)
     return figure
 
 
@@ -59,6 +64,8 @@ def draw_ecg(
     *,
     title: str = "",
     hidden: Sequence[tuple[float, float]] | None = None,
+    weight_LT: NDArray[np.floating] | None = None,
+    weight_name: str = "",
 ) -> None:
     """Draw the first ten seconds of a recording on ECG paper.
 
@@ -70,23 +77,39 @@ def draw_ecg(
         rate_hz: Samples per second.
         title: Printed above the paper.
         hidden: Blocks of time in seconds (start, end) that are shaded.
+        weight_LT: For each sample, in [0, 1]: how dark the paper behind it is.
+        weight_name: What the weights are, printed below the paper.
 
     Raises:
-        SignalError: The shape is not (12, samples), or the rate is not above 0.
+        SignalError: The shape is not (12, samples), the rate is not above 0, or weights are not in [0, 1] or have
+            another shape.
     """
     if signal_LT.ndim != 2 or signal_LT.shape[0] != len(LEADS) or signal_LT.shape[1] < 2 or rate_hz <= 0:
         raise SignalError(f"signal has shape {signal_LT.shape} at {rate_hz} Hz; expected (12, samples) above 0 Hz")
+    if weight_LT is not None and not (
+        weight_LT.shape == signal_LT.shape and 0 <= weight_LT.min() <= weight_LT.max() <= 1
+    ):
+        raise SignalError(
+            f"weights of shape {weight_LT.shape}, {weight_LT.min():g} to {weight_LT.max():g}, are not in [0, 1] for a "
+            f"signal of {signal_LT.shape}"
+        )
     signal_LT = signal_LT - np.nanmedian(signal_LT, axis=1, keepdims=True)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, PAGE_MM[0]), ylim=(0, PAGE_MM[1]))
     axes.set_axis_off()
     _draw_paper(axes)
-    for names, baseline in zip(ROWS, BASELINES_MM):
+    stretches = [
+        (name, column * SEGMENT_S, SEGMENT_S, baseline)
+        for names, baseline in zip(ROWS, BASELINES_MM)
+        for column, name in enumerate(names)
+    ]
+    stretches.append((RHYTHM, 0.0, STRIP_S, BASELINES_MM[-1]))
+    for name, start_s, length_s, baseline in stretches:
+        if weight_LT is not None:
+            _draw_weights(axes, weight_LT, rate_hz, name, start_s, length_s, baseline)
+        _draw_lead(axes, signal_LT, rate_hz, name, start_s, length_s, baseline)
+    for baseline in BASELINES_MM:
         _draw_calibration(axes, baseline)
-        for column, name in enumerate(names):
-            _draw_lead(axes, signal_LT, rate_hz, name, column * SEGMENT_S, SEGMENT_S, baseline)
-    _draw_calibration(axes, BASELINES_MM[-1])
-    _draw_lead(axes, signal_LT, rate_hz, RHYTHM, 0.0, STRIP_S, BASELINES_MM[-1])
     for block in hidden or ():
         _shade(axes, *block)
     left, bottom, right, top = PAPER_MM
@@ -98,6 +121,9 @@ def draw_ecg(
     if hidden:
         axes.add_patch(Rectangle((right - 42, bottom - 5.6), 6, 3, facecolor=SHADE, alpha=0.25, linewidth=0))
         axes.text(right, bottom - 3, "hidden from the encoder", fontsize=8, color=INK, va="top", ha="right")
+    if weight_LT is not None:
+        _draw_glow(axes, np.linspace(0, 1, 64)[None], (right - 30, bottom - 6, right, bottom - 3), "scale")
+        axes.text(right - 32, bottom - 3, weight_name, fontsize=8, color=INK, va="top", ha="right")
 
 
 def _draw_paper(axes: Axes) -> None:
@@ -141,6 +167,35 @@ def _draw_lead(
         axes.plot([place, place], [baseline - 3, baseline + 3], color=INK, linewidth=0.6, zorder=4, gid="divider")
     plate = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
     axes.text(place + 1.5, baseline + 14, name, fontsize=10, weight="bold", color=INK, zorder=5, bbox=plate)
+
+
+def _draw_weights(
+    axes: Axes,
+    weight_LT: NDArray[np.floating],
+    rate_hz: float,
+    name: str,
+    start_s: float,
+    length_s: float,
+    baseline: float,
+) -> None:
+    """Darken the paper behind the stretch of a lead by its weights."""
+    first = round(start_s * rate_hz)
+    weight_T = weight_LT[LEADS.index(name), first : round((start_s + length_s) * rate_hz)]
+    if len(weight_T):
+        left = TRACE_START_MM + first / rate_hz * MM_PER_S
+        right = left + len(weight_T) / rate_hz * MM_PER_S
+        _draw_glow(axes, weight_T[None], (left, baseline - 16, right, baseline + 18), f"weight-{name}")
+
+
+def _draw_glow(
+    axes: Axes, weight_1T: NDArray[np.floating], box_mm: tuple[float, float, float, float], gid: str
+) -> None:
+    left, bottom, right, top = box_mm
+    color = np.zeros((1, weight_1T.shape[1], 4))
+    color[..., :3] = to_rgb(GLOW)
+    color[..., 3] = DARKEST_GLOW * weight_1T
+    # Above the grid, so that what is dark is seen to be; below the traces.
+    axes.imshow(color, extent=(left, right, bottom, top), aspect="auto", interpolation="nearest", zorder=2, gid=gid)
 
 
 def _shade(axes: Axes, start_s: float, end_s: float) -> None:

@@ -1,0 +1,1 @@
+"""The command line of published models: embed, predict, info."""
