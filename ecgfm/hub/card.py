@@ -20,6 +20,8 @@ from ecgfm.signal.contract import SignalContract
 
 TEMPLATE = "card_template.md"
 LICENCE = "apache-2.0"
+PRIVATE = {"data": ("shards", "cache", "s3_command", "held_out"), "engine": ("extra",)}
+"""Folders, addresses and commands of whoever trained; a card is for everybody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +110,14 @@ def _contract(signal: SignalContract) -> str:
         ),
         ("window", f"{signal.window_samples:,} samples, {seconds:g} s"),
     ]
+    table = _table(("what", "value"), rows)
+    if signal.scale == "record":  # the databases' own say nothing of what it sees
+        return table
     scale = [
         (lead, f"{mean:.5f}", f"{std:.5f}")
         for lead, mean, std in zip(signal.leads, signal.mean_mv, signal.std_mv, strict=True)
     ]
-    return _table(("what", "value"), rows) + "\n\n" + _table(("lead", "mean in mV", "standard deviation in mV"), scale)
+    return table + "\n\n" + _table(("lead", "mean in mV", "standard deviation in mV"), scale)
 
 
 def _data(provenance: Provenance | None) -> str:
@@ -143,7 +148,8 @@ def _training(provenance: Provenance | None) -> str:
     rounds = f", {seen / read:.1f} times each record" if read else ""
     rows = [("steps", f"{state['step']:,}"), ("windows seen", f"{seen:,}{rounds}")]
     for part in ("objective", "data", "optim", "engine"):
-        rows += [(f"{part}.{name}", value) for name, value in _flat(run.get(part, {})) if name != "shards"]
+        shown = {name: value for name, value in run.get(part, {}).items() if name not in PRIVATE.get(part, ())}
+        rows += [(f"{part}.{name}", value) for name, value in _flat(shown)]
     rows += [("seed", f"{run.get('seed', 'not stated')}")]
     rows += [(f"{name} version", version) for name, version in sorted(state.get("versions", {}).items())]
     metrics = [(name, _number(value)) for name, value in state.get("last_metrics", {}).items()]
@@ -171,18 +177,27 @@ def _leakage(provenance: Provenance | None) -> str:
 def _reproduce(provenance: Provenance | None) -> str:
     if provenance is None:
         return "The run is not recorded."
-    run: dict[str, Any] = json.loads(json.dumps(provenance.run))
-    # Folders and addresses are the trainer's own; the databases' names tell what they held.
+    # Boards and probes move no weight, and name accounts and folders.
+    run = {name: value for name, value in provenance.run.items() if name not in ("monitor", "probe")}
     run["out"] = PurePath(str(run.get("out", ""))).name
-    data = run.get("data", {})
-    data["shards"] = [str(shard["database"]) for shard in provenance.state["shards"]]
-    recipe = f"recipes/{run['objective']['kind']}_{run['encoder']['kind']}.py"
+    for part, names in PRIVATE.items():
+        run[part] = {name: value for name, value in run.get(part, {}).items() if name not in names}
+    # The databases' names tell what the folders held.
+    shards = [str(shard["database"]) for shard in provenance.state["shards"]]
+    run["data"]["shards"] = shards
+    recipe, which = provenance.state.get("recipe"), ""
+    if not recipe:
+        recipe = "RECIPE.py"
+        which = f" with the recipe of `{run['objective']['kind']}` and `{run['encoder']['kind']}`"
+    extra = ""
+    if provenance.run.get("engine", {}).get("extra"):
+        extra = " (DeepSpeed was given more settings, which are not here)"
     return "\n".join(
         [
-            "Convert the databases with `tools/convert.py`, save these settings as `run.json`, and run",
+            f"Convert the databases with `tools/convert.py`, save these settings{extra} as `run.json`, and run{which}",
             "",
             "```bash",
-            f"deepspeed {recipe} --from run.json --data.shards {' '.join(data['shards'])} --out runs/again",
+            f"deepspeed recipes/{recipe} --from run.json --data.shards {' '.join(shards)} --out runs/again",
             "```",
             "",
             f"The weights were written by ecgfm {__version__} from step {provenance.state['step']:,}.",

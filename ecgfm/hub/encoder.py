@@ -37,6 +37,7 @@ from ecgfm.errors import ConfigError, ContractError
 from ecgfm.hub.card import model_card, renamed
 from ecgfm.hub.recordings import Signal, check_leads, recordings, to_contract, windows
 from ecgfm.leads import LEADS
+from ecgfm.rng import derive
 from ecgfm.signal.contract import LEAST_STD_MV, SignalContract
 
 FORMAT = 2
@@ -96,7 +97,7 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
             signal_BLT: Millivolt, at the contract's rate, with its leads in its order; T a multiple of
                 the encoder's `patch_samples`.
         """
-        features_BD: Tensor = self.encoder.pool(self(self.normalise(signal_BLT)))
+        _, features_BD = self.encoder.encode(self.normalise(signal_BLT))
         return features_BD
 
     def normalise(self, signal_BLT: Tensor) -> Tensor:
@@ -119,12 +120,14 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
         """Return features_BD of recordings as they come, float32, on the encoder's device.
 
         A record longer than the contract's window is cut into evenly spaced, overlapping windows whose
-        features are averaged; a shorter one is taken as it is, cut to whole patches.
+        features are averaged; a shorter one is taken as it is, cut to whole patches. Norms and the like are in
+        evaluation here, whatever mode the encoder is in and is left in.
 
         Args:
             signal: NumPy or torch, (L, T) or (B, L, T), or a list of (L, T) of any lengths.
             rate_hz: Its sampling rate.
-            leads: Its lead names, in any order and case; III, aVR, aVL and aVF may be left out.
+            leads: Its lead names, in any order and case; III, aVR, aVL and aVF may be left out, and leads that the
+                contract does not name.
             unit: mV, uV or V.
             batch_size: Windows that the encoder takes at a time.
 
@@ -132,8 +135,16 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
             LeadError: Leads are missing, doubled, or not names.
             SignalError: The signal is not the ECG it is said to be; the message has the fix.
         """
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            return self._embed(signal, float(rate_hz), leads, unit, batch_size)
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _embed(self, signal: Signal, rate_hz: float, leads: Sequence[str], unit: str, batch_size: int) -> Tensor:
         check_leads(leads)
-        rate_hz = float(rate_hz)
         records = recordings(signal, len(leads))
         device = next(self.parameters()).device
         features_BD = torch.zeros(len(records), self.encoder.config.width, device=device)
@@ -160,6 +171,28 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
         for items in waiting.values():
             run(items)
         return features_BD / torch.tensor(counts, device=device)[:, None]
+
+    def with_pooling(self, pooling: str, *, seed: int = 0) -> Self:
+        """Return an encoder with a copy of these weights, in the same mode, and with another pool.
+
+        That is for whoever trains on `features`: an attentive pool begins at random, and reads a frozen encoder as
+        in the linear protocol of Weimann and Conrad 2024 once it is trained; the model is saved with it.
+
+        Args:
+            pooling: As in the encoder's settings: mean, register or attentive.
+            seed: Of an attentive pool's weights.
+
+        Raises:
+            ContractError: The encoder has no such pool.
+        """
+        settings = {**config.to_dict(self.encoder.config), "pooling": pooling}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "pool"))
+            model = type(self)(encoder=settings, signal=config.to_dict(self.signal))
+        weights = {name: weight for name, weight in self.encoder.state_dict().items() if not name.startswith("pooler.")}
+        model.encoder.load_state_dict(weights, strict=False)
+        first = next(self.parameters())
+        return model.to(first.device, first.dtype).train(self.training)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # fewer options than the mixin: ours take no model settings

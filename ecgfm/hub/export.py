@@ -17,12 +17,7 @@ from ecgfm import config
 from ecgfm.errors import CheckpointError, ConfigError, ContractError
 from ecgfm.hub.card import LICENCE, Provenance, model_card
 from ecgfm.hub.encoder import CONFIG, README, WEIGHTS, ECGEncoder, load_weights_
-
-RUN = "run.json"
-CHECKPOINTS = "checkpoints"
-ENCODER = "encoder.safetensors"
-CONTRACT = "contract.json"
-STATE = "state.json"
+from ecgfm.run_folder import CHECKPOINTS, CONTRACT, ENCODER, RUN, STATE, checkpoints
 
 
 def export(run: Path, out: Path, *, licence: str = LICENCE) -> Path:
@@ -71,16 +66,12 @@ def newest_checkpoint(run: Path) -> Path:
     """
     if not run.is_dir():
         raise CheckpointError(f"{run} does not exist; give the folder that a recipe wrote with --out")
-    found = {
-        int(path.name.removeprefix("step-")): path
-        for path in (run / CHECKPOINTS).glob("step-*")
-        if path.name.removeprefix("step-").isdigit() and (path / STATE).is_file()
-    }
+    found = [path for path in checkpoints(run) if (path / STATE).is_file()]
     if not found:
         raise CheckpointError(
             f"{run} has no whole checkpoint below {CHECKPOINTS}; run the same recipe again to its first one"
         )
-    return found[max(found)]
+    return found[-1]
 
 
 def _read(path: Path, entries: tuple[str, ...]) -> dict[str, Any]:

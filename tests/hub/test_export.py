@@ -45,6 +45,7 @@ def write_checkpoint(run: Path, encoder: ECGEncoder, step: int, *, name: str | N
     state: dict[str, Any] = {
         "step": step,
         "records_seen": step * 64,
+        "recipe": "mae_vit_time.py",
         "shards": SHARDS,
         "versions": {"torch": "2.15"},
         "last_metrics": {"loss": 0.5, "target_std": 0.7},
@@ -61,9 +62,17 @@ def run(encoder: ECGEncoder, tmp_path: Path) -> Path:
     settings = {
         "encoder": config.to_dict(encoder.encoder.config),
         "objective": {"kind": "jepa", "mask_ratio": [0.75, 0.85]},
-        "data": {"shards": ["/home/somebody/shards/ptb-xl"], "batch_size": 64},
+        "data": {
+            "shards": ["/home/somebody/shards/ptb-xl"],
+            "batch_size": 64,
+            "cache": "/home/somebody/cache",
+            "held_out": ["/home/somebody/shards/ptb-xl"],
+            "s3_command": "curl -H 'X-Token: hush' {url}",
+        },
         "optim": {"lr": 1e-3, "clip_norm": None},
-        "engine": {},
+        "engine": {"extra": "/home/somebody/deepspeed.json"},
+        "monitor": {"wandb": "secret-project", "wandb_team": "somebody"},
+        "probe": {"shards": "/home/somebody/shards/ludb", "label": "ludb:a"},
         "out": "/home/somebody/run",
         "seed": 0,
     }
@@ -164,8 +173,24 @@ def test_the_card_says_what_was_seen_and_tells_no_folder_of_the_trainer(run: Pat
         "| seed | 0 |",
     ):
         assert wanted in text, wanted
-    assert "/home/somebody" not in text
+    assert not [word for word in ("somebody", "hush", "secret-project") if word in text]
+    assert "deepspeed recipes/mae_vit_time.py --from run.json --data.shards ptb-xl --out runs/again" in text
+    (settings,) = re.findall(r"```json\n(.*?)```", text, flags=re.DOTALL)
+    assert json.loads(settings)["data"] == {"shards": ["ptb-xl"], "batch_size": 64}
     assert "$" not in text
+
+
+def test_the_card_of_an_encoder_that_scales_by_record_gives_no_scale_of_databases(
+    encoder: ECGEncoder, run: Path, tmp_path: Path
+) -> None:
+    path = run / "checkpoints" / "step-00000040" / "contract.json"
+    assert "| II | 0.01" in (export(run, tmp_path / "out") / "README.md").read_text()
+    path.write_text(json.dumps(config.to_dict(encoder.signal) | {"scale": "record"}))
+    state = json.loads(path.with_name("state.json").read_text())
+    state["files"]["contract.json"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_name("state.json").write_text(json.dumps(state))
+    text = (export(run, tmp_path / "out") / "README.md").read_text()
+    assert "both of the window itself" in text and "| II | 0.01" not in text
 
 
 def test_publishing_renames_the_title_and_the_example_only(run: Path, tmp_path: Path) -> None:
@@ -176,7 +201,7 @@ def test_publishing_renames_the_title_and_the_example_only(run: Path, tmp_path: 
     assert [after for _, after in changed] == ["# me/ecg", 'encoder = ECGEncoder.from_pretrained("me/ecg")']
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="needs a user who is not root, who may write anywhere")
 def test_a_place_that_cannot_be_written_is_said(run: Path, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(CheckpointError, match="cannot be written"):
