@@ -20,8 +20,9 @@ from ecgfm.eval.ecg_paper import PAGE_INCH, draw_ecg, plot_ecg
 
 if TYPE_CHECKING:
     from ecgfm.eval.probe import Result
+    from ecgfm.shards.reader import Sample
 
-__all__ = ["plot_ecg", "plot_features", "plot_pages", "plot_probe", "save"]
+__all__ = ["plot_ecg", "plot_features", "plot_pages", "plot_probe", "record_title", "save"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000", "#000000")
@@ -137,6 +138,17 @@ def save(figure: Figure, out: Path, *, dpi: int = 150) -> None:
         figure.savefig(out, dpi=dpi)
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be written: {error.strerror}") from error
+
+
+def record_title(sample: Sample) -> str:
+    """Return who and what is drawn, by the first scheme of labels that says something, and what is wrong with it."""
+    person = [f"{sample.age:g} years" if sample.age is not None else "", sample.sex or ""]
+    codes = next(filter(None, sample.labels.values()), [])
+    place = f"from {sample.start_s:g} s" if sample.start_s else ""
+    flags = ", ".join(f"{flag} {' '.join(leads)}".strip() for flag, leads in sample.flags.items())
+    parts = [f"{sample.database} {sample.record}", place, ", ".join(filter(None, person)), "; ".join(codes)]
+    text = _short("   ".join(filter(None, parts)), 110)
+    return f"{text}   [{flags}]" if flags else text
 
 
 def _short(text: str, length: int) -> str:
