@@ -6,6 +6,8 @@ Nothing but the standard library is needed: a run is read on a machine that coul
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,17 @@ BAD_STEPS = "bad_steps.jsonl"
 CHECKPOINTS = "checkpoints"
 STATE = "state.json"
 """In each checkpoint: the step, versions, what the shards were."""
+ENCODER = "encoder.safetensors"
+"""In each checkpoint: the weights of the encoder, as they are published."""
+CONTRACT = "contract.json"
+"""In each checkpoint: what the encoder demands of a signal."""
 
 
 def read_metrics(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics, or of its bad steps; a last line that a kill cut short is left out."""
+    """Return the lines of a run's metrics, or of its bad steps.
+
+    What is no such line is left out: a last one that a kill cut short, or one that the disk damaged.
+    """
     path = run / name
     if not path.exists():
         return []
@@ -32,10 +41,9 @@ def read_metrics(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
-            break
-        if not isinstance(line, dict) or "step" not in line:
-            break
-        lines.append(line)
+            continue
+        if isinstance(line, dict) and "step" in line:
+            lines.append(line)
     return lines
 
 
@@ -64,10 +72,32 @@ def last_step(settings: dict[str, Any]) -> int | None:
     return int(steps) if steps else None
 
 
+def checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints that are under their own names, which they get when they are whole; oldest first."""
+    found = [(step_of(path), path) for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir()]
+    # By number: nine digits sort before eight as text.
+    return [path for _, path in sorted((step, path) for step, path in found if step is not None)]
+
+
+def step_of(folder: Path) -> int | None:
+    """Return the step that a checkpoint's name says; None when it is not a whole one's name."""
+    found = re.fullmatch(r"step-(\d+)", folder.name)
+    return int(found[1]) if found else None
+
+
 def newest_checkpoint(run: Path) -> Path | None:
-    """Return the newest checkpoint that is under its own name, which it gets when it is whole."""
-    found = sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.name.removeprefix("step-").isdigit())
+    """Return the newest of `checkpoints`."""
+    found = checkpoints(run)
     return found[-1] if found else None
+
+
+def run_names(folders: Iterable[Path]) -> list[str]:
+    """Return a short name for each folder: its own, with as many of those above it as tell it from the others."""
+    whole = [folder.resolve().parts for folder in folders]
+    length = 1
+    while len({parts[-length:] for parts in whole}) < len(set(whole)):
+        length += 1
+    return ["/".join(parts[-length:]) for parts in whole]
 
 
 def read_state(run: Path) -> dict[str, Any]:
