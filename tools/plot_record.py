@@ -22,8 +22,8 @@ from ecgfm import config
 from ecgfm.data.batch import Draws
 from ecgfm.data.masks import hide_blocks
 from ecgfm.errors import ConfigError
-from ecgfm.eval.plots import plot_pages, save
-from ecgfm.shards.reader import Sample, Shards
+from ecgfm.eval.plots import plot_pages, record_title, save
+from ecgfm.shards.reader import Shards
 
 TOKEN_S = 0.05
 MIN_BLOCK = 10
@@ -68,7 +68,7 @@ def main() -> None:
         )
     seconds = min(sample.counts_LT.shape[1] / sample.rate_hz for sample in samples)
     blocks = _blocks(min(seconds, 10.0), settings) if settings.hidden else None
-    figure = plot_pages([(_title(sample), sample.signal_LT, sample.rate_hz) for sample in samples], blocks)
+    figure = plot_pages([(record_title(sample), sample.signal_LT, sample.rate_hz) for sample in samples], blocks)
     save(figure, settings.out, dpi=settings.dpi or (200 if len(samples) == 1 else 100))
     print(settings.out)
 
@@ -84,18 +84,6 @@ def _find(shards: Shards, record: str, start_s: float) -> int:
         )
     found = [index for index, name in enumerate(names) if name == record]
     return max((index for index in found if shards.sample(index).start_s <= start_s), default=found[0])
-
-
-def _title(sample: Sample) -> str:
-    """Return who and what is drawn, by the first scheme of labels that says something, and what is wrong with it."""
-    person = [f"{sample.age:g} years" if sample.age is not None else "", sample.sex or ""]
-    codes = next(filter(None, sample.labels.values()), [])
-    place = f"from {sample.start_s:g} s" if sample.start_s else ""
-    flags = ", ".join(f"{flag} {' '.join(leads)}".strip() for flag, leads in sample.flags.items())
-    parts = [f"{sample.database} {sample.record}", place, ", ".join(filter(None, person)), "; ".join(codes)]
-    text = "   ".join(filter(None, parts))
-    text = text if len(text) <= 110 else text[:107] + "..."
-    return f"{text}   [{flags}]" if flags else text
 
 
 def _blocks(seconds: float, settings: PlotRecord) -> list[tuple[float, float]]:
