@@ -7,7 +7,8 @@ softmax of the teacher's and the student's head for every pair of different crop
 momentum 0.996 -> 1 by a cosine; its outputs are centred by a moving average of their mean (0.9) and sharpened, at
 temperature 0.04 -> 0.07 over the first 30 of 100 epochs, the student's being 0.1; head of three layers of 2048, 256
 and 65,536 prototypes of length 1.
-Code says: prototypes have length 1 unless asked otherwise; their gradient is dropped during the first epoch.
+Code says: prototypes have length 1 unless asked otherwise; their gradient is dropped during the first epoch; batch norm
+in the head on request, over all crops at once (here over the long ones and the short ones apart).
 Ours: crops of time (see _crops.py); the encoder's pooled features in place of a class token; 4096 prototypes by
 default, for which a batch of 64 on a CPU has the time; the centre moves once per optimizer step, by the outputs of all
 its micro-batches on all ranks; no gradient is dropped.
@@ -30,6 +31,7 @@ from ecgfm.errors import ConfigError
 from ecgfm.nn.collapse import target_entropy, usage_entropy
 from ecgfm.nn.gather import num_ranks
 from ecgfm.nn.heads import PrototypeHead
+from ecgfm.nn.projector import HeadNorm
 from ecgfm.objectives._checks import check_counts, check_shares
 from ecgfm.objectives._crops import NUM_LONG, MultiCropped, by_window
 from ecgfm.objectives.base import Losses, Progress
@@ -49,6 +51,9 @@ class DINO(MultiCropped):
         """Width of the head's hidden layers."""
         head_bottleneck: int = 256
         """Width of the vectors that are compared with the prototypes."""
+        head_norm: HeadNorm = "none"
+        """After the head's hidden layers. Where windows look alike to the encoder and steps are few, "batch" keeps the
+        targets from becoming those of a guess at random (`target_entropy` 1)."""
         momentum: tuple[float, float] = (0.996, 1.0)
         """Of the teacher's moving average, at the schedule's start and end."""
         student_temperature: float = 0.1
@@ -74,7 +79,9 @@ class DINO(MultiCropped):
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        self.head = PrototypeHead(encoder.config.width, config.head_hidden, config.head_bottleneck, config.prototypes)
+        self.head = PrototypeHead(
+            encoder.config.width, config.head_hidden, config.head_bottleneck, config.prototypes, config.head_norm
+        )
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
         self.register_buffer("center_K", torch.zeros(config.prototypes))
