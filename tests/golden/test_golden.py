@@ -93,9 +93,17 @@ def compare(golden: Path, found: list[float], *, rewrite: bool) -> None:
     wanted = json.loads(golden.read_text())
     if wanted["torch"] != version:
         pytest.skip(f"torch {version} draws other random weights than {wanted['torch']}, whose curve is kept")
-    # Float32 sums in another order on another processor or number of threads: byol_resnet's by up to 3e-7 in twelve
-    # steps with two threads and AVX2. The rest is for more steps.
-    assert found == pytest.approx(wanted["losses"], rel=2e-5)
+    for step, (one, other) in enumerate(zip(found, wanted["losses"], strict=True)):
+        assert one == pytest.approx(other, rel=tolerance(golden.stem, step), abs=2e-6), f"step {step + 1}"
+
+
+def tolerance(recipe: str, step: int) -> float:
+    """Return by how much a loss may differ on another processor, which adds in another order, after `step` steps.
+
+    Measured between AVX-512 on one thread and AVX2 on two: at most 1e-6 without batch norm in all 30 steps. Batch norm
+    over eight windows makes more of it with every step: 4e-6 to 4e-5 after six, 1e-3 after thirty.
+    """
+    return min(2e-5 * 1.35**step, 1e-2) if recipe.endswith("resnet") else 2e-5
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -112,8 +120,9 @@ def test_stopping_and_going_on_changes_no_bit(recipe: str, go: Go, losses: Losse
 def test_two_ranks_give_the_losses_of_one_and_go_on_to_the_same_bits(recipe: str, go: Go, losses: Losses) -> None:
     two = go(recipe, "two", CONTINUED, ranks=2)
     assert "2 ranks x 4 windows" in (two / "run.log").read_text()
-    # Sums over half of the rows, added: float32's rounding, which six steps of AdamW carry on.
-    assert losses(two) == pytest.approx(losses(go(recipe))[:CONTINUED], rel=1e-5)
+    # Sums over half of the rows, added: float32's rounding, which six steps of AdamW carry on. MoCo's loss begins at
+    # 0.001, the small difference of logits of 14.
+    assert losses(two) == pytest.approx(losses(go(recipe))[:CONTINUED], rel=5e-5, abs=2e-6)
     if recipe in STOPPED_ON_TWO_RANKS:
         go(recipe, "two-stopped", STOPPED, ranks=2)
         stopped = go(recipe, "two-stopped", CONTINUED, ranks=2)
