@@ -81,7 +81,7 @@ class Transformer(Encoder):
     config: Config
     drops_tokens: ClassVar[bool] = True
 
-    def __init__(self, config: Config, patch: nn.Conv1d | nn.Linear) -> None:
+    def __init__(self, config: Config, patch: nn.Conv1d | nn.Linear, patch_std: float = INIT_STD) -> None:
         super().__init__()
         self.config = config
         self.patch = patch
@@ -91,9 +91,9 @@ class Transformer(Encoder):
         self.blocks = blocks(config.width, config.depth, config.num_heads, config.mlp_ratio, rotary=rotary)
         self.norm = norm(config.width)
         self._positions = HeldPositions(config.width // config.num_heads if rotary else config.width)
-        for weight in (self.patch.weight, self.register):
-            if weight is not None:
-                nn.init.trunc_normal_(weight, std=INIT_STD)
+        nn.init.trunc_normal_(self.patch.weight, std=patch_std)
+        if self.register is not None:
+            nn.init.trunc_normal_(self.register, std=INIT_STD)
         # The one-query cross-attention under which Weimann and Conrad 2024 read a frozen encoder, as timm has it: a
         # projection, and a perceptron around which it passes, after the attention.
         self.pooler = (

@@ -52,7 +52,10 @@ class LeadTimeViT(Transformer):
     config: Config
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, nn.Linear(config.patch_samples, config.width, bias=False))
+        patch = nn.Linear(config.patch_samples, config.width, bias=False)
+        # Tokens as large as their signal, which ST-MEM's layer norm makes of them too. At 0.02 the one lead of a patch
+        # is faint beside the positions (0.7), and all windows look alike.
+        super().__init__(config, patch, patch_std=config.patch_samples**-0.5)
         self.lead = nn.Parameter(torch.empty(config.num_leads, config.width))
         self.separator = nn.Parameter(torch.empty(1, 1, config.width)) if config.separators else None
         for weight in (self.lead, self.separator):
