@@ -24,8 +24,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python tools/demo.py --database $(DATABASE) --out $(OUT) $(if $(DATA),--data $(DATA))
 
+# Without reordering: tests/conftest.py puts the longest files first, xdist those with most tests.
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # The scripts of slurm/ under a real Slurm of two nodes on this machine, and two machines that are network namespaces;
 # some ten minutes on two cores.

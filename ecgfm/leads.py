@@ -55,14 +55,14 @@ def positions(names: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def derivable(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the canonical leads that `names` lacks and that I and II give.
+def derivable(names: Sequence[str], wanted: Sequence[str] = LEADS) -> tuple[str, ...]:
+    """Return the canonical leads among `wanted` that `names` lacks and that I and II give.
 
     Raises:
         LeadError: A lead is named twice, or one is missing that cannot be derived.
     """
     found = positions(names)
-    missing = [lead for lead in LEADS if lead not in found]
+    missing = [lead for lead in wanted if lead not in found]
     hopeless = [lead for lead in missing if lead not in DERIVED or not {"I", "II"} <= found.keys()]
     if hopeless:
         raise LeadError(
@@ -72,28 +72,29 @@ def derivable(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(missing)
 
 
-def arrange(signal: NDArray[Any], names: Sequence[str]) -> NDArray[Any]:
-    """Return the twelve leads in canonical order.
+def arrange(signal: NDArray[Any], names: Sequence[str], wanted: Sequence[str] = LEADS) -> NDArray[Any]:
+    """Return some leads in their order, by default the twelve in the canonical one.
 
     Args:
         signal: Shape (..., L, T), all leads in one unit.
         names: L lead names in any case and order.
+        wanted: Canonical names of W leads.
 
     Returns:
-        Shape (..., 12, T). The input's dtype when every lead is there, else float64.
+        Shape (..., W, T). The input's dtype when every lead is there, else float64.
 
     Raises:
         LeadError: `names` does not fit the signal, or a lead is missing that cannot be derived.
     """
     if signal.ndim < 2 or signal.shape[-2] != len(names):
         raise LeadError(f"{len(names)} lead names for a signal of shape {signal.shape}; expected (..., leads, samples)")
-    missing = derivable(names)
+    missing = derivable(names, wanted)
     found = positions(names)
     if not missing:
-        return signal[..., [found[lead] for lead in LEADS], :]
+        return signal[..., [found[lead] for lead in wanted], :]
     one, two = (signal[..., found[lead], :].astype(np.float64) for lead in ("I", "II"))
     rows = [
         signal[..., found[lead], :] if lead in found else DERIVED[lead][0] * one + DERIVED[lead][1] * two
-        for lead in LEADS
+        for lead in wanted
     ]
     return np.stack(rows, axis=-2).astype(np.float64)

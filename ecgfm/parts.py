@@ -24,8 +24,14 @@ def names(folder: str) -> tuple[str, ...]:
     return tuple(sorted(name for name in found if name != "base" and not name.startswith("_")))
 
 
-def load(folder: str, name: str, base: type[T]) -> type[T]:
+def load(folder: str, name: str, base: type[T], *, hyphens: bool = False) -> type[T]:
     """Return the one class in `folder`/`name`.py that is a `base`.
+
+    Args:
+        folder: Such as `ecgfm.encoders`.
+        name: Of the part, with underscores or hyphens.
+        base: What all parts of the folder are.
+        hyphens: Name the parts with hyphens in messages, where a command line calls them so.
 
     Raises:
         ConfigError: There is no such file; the message names the nearest ones.
@@ -35,7 +41,9 @@ def load(folder: str, name: str, base: type[T]) -> type[T]:
     if file not in known:
         near = difflib.get_close_matches(file, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ConfigError(f"{name!r} is not in {folder.replace('.', '/')}/{hint} (there are: {', '.join(known)})")
+        listed = f"{hint} (there are: {', '.join(known)})"
+        listed = listed.replace("_", "-") if hyphens else listed
+        raise ConfigError(f"{name!r} is not in {folder.replace('.', '/')}/{listed}")
     module = importlib.import_module(f"{folder}.{file}")
     classes = [
         value

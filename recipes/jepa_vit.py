@@ -34,17 +34,9 @@ from ecgfm.train.run import Data, Run
 RUN = Run(encoder=vit.XS, objective=JEPA.Config(), data=Data(batch_size=64), optim=Optim(), engine=EngineConfig())
 # The paper's share of each database; of those that are not among the shards nothing is drawn.
 WEIGHTS = (
-    "mimic-iv-ecg=0.7",
-    "code-15=0.1",
-    "ptb-xl=0.05",
-    "georgia=0.0375",
-    "ningbo=0.028125",
-    "cpsc-2018=0.025",
-    "ptb=0.01875",
-    "st-petersburg-incart=0.01875",
-    "cpsc-extra=0.0125",
-    "chapman-shaoxing=0.009375",
-)
+    "mimic-iv-ecg=0.7", "code-15=0.1", "ptb-xl=0.05", "georgia=0.0375", "ningbo=0.028125", "cpsc-2018=0.025",
+    "ptb=0.01875", "st-petersburg-incart=0.01875", "cpsc-extra=0.0125", "chapman-shaoxing=0.009375",
+)  # fmt: skip
 PAPER = Data(batch_size=2048, scale="database", weights=WEIGHTS)
 PRESETS = {
     # For some hundred records and minutes on a CPU: windows of half the length, of which there are twice as many a

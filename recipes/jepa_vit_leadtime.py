@@ -28,14 +28,11 @@ from ecgfm.train.optim import Optim
 from ecgfm.train.run import Data, Run
 
 KIM = JEPA.Config(
-    mask_ratio=(0.7, 0.8),
-    mask="random",
-    norm_target=True,
-    loss="smooth-l1",
-    momentum=(0.996, 0.9999),
-    predictor_width=384,
-    predictor_depth=6,
-    predictor_heads=12,
+    mask_ratio=(0.7, 0.8), mask="random", norm_target=True, loss="smooth-l1", momentum=(0.996, 0.9999),
+    predictor_width=384, predictor_depth=6, predictor_heads=12,
+)  # fmt: skip
+KIM_OPTIM = Optim(
+    lr=2.5e-5, warmup_share=0.05, schedule_steps=140_000, weight_decay=(0.05, 0.05), betas=(0.9, 0.999), eps=1e-8
 )
 SMALL = replace(KIM, predictor_width=None, predictor_depth=4, predictor_heads=None)
 RUN = Run(
@@ -54,20 +51,7 @@ PRESETS = {
         optim=Optim(lr=1e-3, schedule_steps=500, weight_decay=(0.05, 0.05)),
     ),
     # Shards of 250 Hz.
-    "kim": replace(
-        RUN,
-        encoder=vit_leadtime.KIM,
-        objective=KIM,
-        data=Data(batch_size=128),
-        optim=Optim(
-            lr=2.5e-5,
-            warmup_share=0.05,
-            schedule_steps=140_000,
-            weight_decay=(0.05, 0.05),
-            betas=(0.9, 0.999),
-            eps=1e-8,
-        ),
-    ),
+    "kim": replace(RUN, encoder=vit_leadtime.KIM, objective=KIM, data=Data(batch_size=128), optim=KIM_OPTIM),
 }
 
 if __name__ == "__main__":

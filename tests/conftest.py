@@ -8,9 +8,15 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+# Before NumPy and torch are imported. One thread a process: there are as many workers as cores, with ranks under them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# DeepSpeed imports Muon, which has functions to compile, whatever the optimizer is: a quarter of the time in which a
+# rank starts. The tests that compile a run take it back.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import numpy as np
 import pytest
@@ -25,10 +31,38 @@ sys.path.insert(0, str(ROOT))
 Write = Callable[..., Path]
 Launch = Callable[..., "subprocess.Popen[str]"]
 
-
 # A busy machine is slow at random: no example fails for its time.
 settings.register_profile("ecgfm", deadline=None)
 settings.load_profile("ecgfm")
+
+
+# Files that take longest, the longest first: workers get a whole file at a time, and the last file ends the tests.
+LONGEST = (
+    "parity/test_parity.py",
+    "golden/test_golden.py",
+    "cli/test_readme.py",
+    "recipes/test_overfit.py",
+    "resume/test_resume.py",
+    "resume/test_streamed_runs.py",
+    "resume/test_hang.py",
+    "cli/test_torture.py",
+    "train/test_stop.py",
+    "train/test_monitor.py",
+    "train/test_validation.py",
+    "cli/test_recipe.py",
+    "train/test_alarms.py",
+    "resume/test_adversary.py",
+    "databases/test_wfdb_files.py",
+    "parity/test_adversary.py",
+    "cli/test_convert.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    if gone := [path for path in order if not path.is_file()]:
+        raise pytest.UsageError(f"LONGEST in tests/conftest.py names what is not there: {gone[0]}")
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -115,12 +149,12 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
 def start_recipe() -> Launch:
     """Return a function that starts a recipe through the deepspeed launcher, on a free port, in a group of its own."""
 
-    def start(ranks: int, *words: str | Path, log: Path) -> subprocess.Popen[str]:
+    def start(ranks: int, *words: str | Path, log: Path, recipe: str = "jepa_vit") -> subprocess.Popen[str]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         launcher = Path(sys.executable).with_name("deepspeed")
-        full = [launcher, "--num_accelerators", ranks, "--master_port", port, "recipes/jepa_vit.py", *words]
+        full = [launcher, "--num_accelerators", ranks, "--master_port", port, f"recipes/{recipe}.py", *words]
         with log.open("a") as file:
             return subprocess.Popen(
                 [*map(str, full)],
@@ -133,6 +167,35 @@ def start_recipe() -> Launch:
             )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Iterator[Callable[..., list[int]]]:
+    """Return a function that runs a script on some ranks to their end, without a launcher; it returns how they ended.
+
+    Their processes are forked off one that has imported all: for runs that are about what they come to, and not about
+    how they start. 0 ranks are a process that no launcher started.
+    """
+    server = subprocess.Popen(
+        [sys.executable, "tests/recipes/commands.py"],
+        cwd=ROOT,
+        env=_environment({"PYTHONPATH": str(ROOT)}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdin and server.stdout
+    asked, answers = server.stdin, server.stdout
+
+    def run(ranks: int, *words: str | Path, log: Path, **environment: str) -> list[int]:
+        command = {"words": [*map(str, words)], "ranks": ranks, "log": str(log), "environment": environment}
+        asked.write(json.dumps(command) + "\n")
+        asked.flush()
+        status: list[int] = json.loads(answers.readline())
+        return status
+
+    with server:
+        yield run
 
 
 @pytest.fixture(scope="session")

@@ -85,6 +85,17 @@ def test_a_lead_that_nothing_gives_is_refused_by_name(lost: str) -> None:
         derivable(names)
 
 
+def test_leads_that_are_not_wanted_may_be_missing() -> None:
+    signal_LT = np.random.default_rng(0).normal(size=(3, 7))
+    names = ["V1", "ii", "I"]
+    assert derivable(names, ("II", "aVL", "V1")) == ("aVL",)
+    arranged = arrange(signal_LT, names, ("II", "aVL", "V1"))
+    np.testing.assert_allclose(arranged, [signal_LT[1], signal_LT[2] - signal_LT[1] / 2, signal_LT[0]], atol=1e-15)
+    np.testing.assert_array_equal(arrange(signal_LT[:1], ["V1"], ["V1"]), signal_LT[:1])
+    with pytest.raises(LeadError, match="missing aVL among"):
+        derivable(["V1", "II"], ("II", "aVL", "V1"))
+
+
 def test_limb_leads_need_both_i_and_ii() -> None:
     with pytest.raises(LeadError, match="missing II, aVF"):
         derivable([lead for lead in LEADS if lead not in ("II", "aVF")])

@@ -86,6 +86,8 @@ def test_an_unknown_name_is_refused_with_the_nearest_and_all(folder: str) -> Non
     message = str(caught.value)
     assert "'slow-wav'" in message and "did you mean slow_wave" in message
     assert "double, fast_wave, slow_wave" in message
+    with pytest.raises(ConfigError, match=r"did you mean slow-wave\? \(there are: double, fast-wave, slow-wave\)"):
+        parts.load(folder, "slow_wav", base(folder), hyphens=True)
 
 
 @pytest.mark.parametrize("name", ["base", "_shared", "__init__", "..errors", "os", ""])

@@ -12,6 +12,7 @@ figures say how the ways compare in one run; measure on an idle machine for more
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import itertools
 import time
@@ -29,6 +30,7 @@ from rich.table import Table
 from ecgfm import config
 from ecgfm.data.loader import Loader, Streaming
 from ecgfm.data.places import settle, shard_source
+from ecgfm.errors import ConfigError
 from ecgfm.leads import LEADS
 from ecgfm.shards.reader import Shards
 
@@ -50,6 +52,8 @@ class Bench:
 def main() -> None:
     """Print records a second, megabytes a second and the ratio to WebDataset."""
     settings = tyro.cli(Bench, description=__doc__)
+    if importlib.util.find_spec("webdataset") is None:
+        raise ConfigError("webdataset, with which ours is compared, is not installed; pip install webdataset")
     shards = Shards(settings.folders)
     window = round(settings.window_s * shards.rate_hz)
     loader = Loader(
@@ -72,8 +76,10 @@ def main() -> None:
             return record[:, :window]
 
         stream = webdataset.WebDataset(paths, shardshuffle=False, workersplitter=webdataset.split_by_worker).repeat()
-        arrays = stream.to_tuple("ecg.npy").map_tuple(decode).batched(settings.batch_size, collation_fn=collate)
-        return iter(torch.utils.data.DataLoader(arrays, batch_size=None, num_workers=2))
+        arrays = stream.to_tuple("ecg.npy").map_tuple(decode).select(lambda sample: sample[0].shape[1] == window)
+        batches = arrays.batched(settings.batch_size, collation_fn=collate)
+        # A worker without a shard of its own is an error there.
+        return iter(torch.utils.data.DataLoader(batches, batch_size=None, num_workers=min(2, len(paths))))
 
     places = settle(tuple(f"pipe:cat {folder}/" for folder in settings.folders), None, "aws {url}")
     away = Shards([place.folder for place in places], here=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ecgfm import config
 from ecgfm.errors import ConfigError
@@ -42,9 +43,9 @@ def main() -> None:
     for section in sections:
         table = Table(title=section.title, title_justify="left", title_style="bold")
         for place, name in enumerate(("", *names)):
-            table.add_column(name, justify="right" if place else "left", overflow="fold")
+            table.add_column(Text(name), justify="right" if place else "left", overflow="fold")
         for row in section.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # as they are: a list of words in brackets is no markup
         console.print(table)
     if not any(section.title.startswith("settings") for section in sections):
         console.print("the settings are the same")
@@ -54,13 +55,13 @@ def main() -> None:
             out.write_text(KINDS[out.suffix](names, sections), encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--out {out} cannot be written: {error.strerror}") from error
-        console.print(str(out))
+        print(out)
     if settings.picture:
         from ecgfm.eval.plots import save
         from ecgfm.eval.run_plots import plot_runs
 
         save(plot_runs(settings.runs), settings.picture)
-        console.print(str(settings.picture))
+        print(settings.picture)
 
 
 if __name__ == "__main__":

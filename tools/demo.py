@@ -27,9 +27,8 @@ from rich.table import Table
 
 from ecgfm import config
 from ecgfm.errors import ConfigError
-from ecgfm.run_folder import read_metrics
+from ecgfm.run_folder import checkpoints, read_metrics
 from ecgfm.shards.manifest import Manifest, read_manifest
-from ecgfm.train.checkpoint import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = 2

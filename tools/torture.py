@@ -74,10 +74,10 @@ def torture(name: str, folder: Path, shards: Path, whole: dict[int, float], mome
         first = victim.log.read_text(errors="replace")
         reached = victim.steps()
         case.heal(victim)
-        again = 0
+        again: int | None = 0
         if not (case.restarts and status == 0):
             victim.start()
-            again = victim.end() or 0
+            again = victim.end()
         text = victim.log.read_text(errors="replace")
         losses = {int(line["step"]): float(line["loss"]) for line in read_metrics(victim.run)}
     finally:
@@ -88,7 +88,7 @@ def torture(name: str, folder: Path, shards: Path, whole: dict[int, float], mome
     return judge(case, status, first, second, (reached, again), losses == whole)
 
 
-def judge(case: Case, status: int | None, first: str, second: str, numbers: tuple[int, int], same: bool) -> Row:
+def judge(case: Case, status: int | None, first: str, second: str, numbers: tuple[int, int | None], same: bool) -> Row:
     """Compare what came of it with what must."""
     reached, again = numbers
     went_on = re.search(r"going on from step ([\d,]+)", second)
@@ -102,8 +102,8 @@ def judge(case: Case, status: int | None, first: str, second: str, numbers: tupl
         faults.append(f"it did not say {case.says!r}")
     if lost is not None and not 0 <= lost <= case.lost:
         faults.append(f"{lost} steps lost, not up to {case.lost}")
-    if again:
-        faults.append(f"the second start ended with {again}")
+    if again != 0:
+        faults.append("the second start did not end" if again is None else f"the second start ended with {again}")
     if not same:
         faults.append("other losses than a run that nobody touched")
     # TensorBoard's thread writes one where the disk is full.

@@ -149,15 +149,20 @@ class Case:
     """Called before the first start."""
 
 
-def kill_then(damage: Callable[[Path], None]) -> Callable[[Victim], None]:
-    """Return a function that kills a run and damages a file of its newest checkpoint."""
+def kill_rank(rank: int, number: signal.Signals = signal.SIGKILL) -> Callable[[Victim], None]:
+    """Return a function that sends a signal to a rank."""
+    return lambda victim: os.kill(victim.rank(rank), number)
+
+
+def killed_with(what: str, damage: Callable[[Path], None]) -> Case:
+    """Return the row in which a run is killed and a file of its newest checkpoint damaged."""
 
     def hurt(victim: Victim) -> None:
         victim.kill_all()
         victim.process.wait()
         damage(victim.checkpoint())
 
-    return hurt
+    return Case(what=f"killed, and {what}", hurt=hurt, says=FELL_BACK, status=(-9,), lost=SINCE_LAST + EVERY)
 
 
 def cut(path: Path) -> None:
@@ -250,23 +255,11 @@ CASES = {
         status=(0, -9, 247),
         lost=0,
     ),
-    "rank-0": Case(
-        what="kill -9 of rank 0",
-        hurt=lambda victim: os.kill(victim.rank(0), signal.SIGKILL),
-        says=NAMED.format(0),
-        status=(1, 247),
-        lost=SINCE_LAST,
-    ),
-    "rank-1": Case(
-        what="kill -9 of rank 1",
-        hurt=lambda victim: os.kill(victim.rank(1), signal.SIGKILL),
-        says=NAMED.format(1),
-        status=(1, 247),
-        lost=SINCE_LAST,
-    ),
+    "rank-0": Case(what="kill -9 of rank 0", hurt=kill_rank(0), says=NAMED.format(0), status=(1, 247), lost=SINCE_LAST),
+    "rank-1": Case(what="kill -9 of rank 1", hurt=kill_rank(1), says=NAMED.format(1), status=(1, 247), lost=SINCE_LAST),
     "restarts": Case(
         what="kill -9 of rank 1 under torchrun --max-restarts 1",
-        hurt=lambda victim: os.kill(victim.rank(1), signal.SIGKILL),
+        hurt=kill_rank(1),
         says=NAMED.format(1),
         status=(0,),
         lost=SINCE_LAST,
@@ -289,7 +282,7 @@ CASES = {
     ),
     "hang": Case(
         what="SIGSTOP of rank 1, --engine.timeout-min 0.2",
-        hurt=lambda victim: os.kill(victim.rank(1), signal.SIGSTOP),
+        hurt=kill_rank(1, signal.SIGSTOP),
         says=r"rank 1 on \S+ does not answer.*in step \d+",
         status=(1,),
         lost=SINCE_LAST,
@@ -304,7 +297,7 @@ CASES = {
     ),
     "sigusr1": Case(
         what="SIGUSR1 to rank 1",
-        hurt=lambda victim: os.kill(victim.rank(1), signal.SIGUSR1),
+        hurt=kill_rank(1, signal.SIGUSR1),
         says=r"stopped at step \d+ by another rank",
         status=(85,),
         lost=0,
@@ -316,26 +309,12 @@ CASES = {
         status=(-2, 130),
         lost=0,
     ),
-    "cut-checkpoint": Case(
-        what="killed, and the newest checkpoint cut short",
-        hurt=kill_then(lambda folder: cut(folder / "engine.safetensors")),
-        says=FELL_BACK,
-        status=(-9,),
-        lost=SINCE_LAST + EVERY,
+    "cut-checkpoint": killed_with("the newest checkpoint cut short", lambda folder: cut(folder / "engine.safetensors")),
+    "flipped-byte": killed_with(
+        "a byte of the newest checkpoint flipped", lambda folder: flip(folder / "engine.safetensors")
     ),
-    "flipped-byte": Case(
-        what="killed, and a byte of the newest checkpoint flipped",
-        hurt=kill_then(lambda folder: flip(folder / "engine.safetensors")),
-        says=FELL_BACK,
-        status=(-9,),
-        lost=SINCE_LAST + EVERY,
-    ),
-    "empty-state": Case(
-        what="killed, and the newest checkpoint's state.json empty",
-        hurt=kill_then(lambda folder: os.truncate(folder / "state.json", 0)),
-        says=FELL_BACK,
-        status=(-9,),
-        lost=SINCE_LAST + EVERY,
+    "empty-state": killed_with(
+        "the newest checkpoint's state.json empty", lambda folder: os.truncate(folder / "state.json", 0)
     ),
     "full-disk": Case(
         what="the disk of the run is full",

@@ -30,6 +30,10 @@ class Batch:
     """int64: which folder of shards, and so which statistics."""
     labels_BC: Tensor | None = None
     """float32: 1 for a label that the record has, 0 for one that it has not, NaN where its database says nothing."""
+    patient_B: Tensor | None = None
+    """int64: whose each window is, of an objective that asks; see `ecgfm.data.patients`."""
+    databases: tuple[str, ...] = ()
+    """The database of each folder that `database_B` counts, once `prepare` has run."""
     rate_hz: float | None = None
     """Samples a second, once `prepare` has run."""
     mean_mv_BL: Tensor | None = None
@@ -54,6 +58,7 @@ class Batch:
             microvolt_per_count_B=self.microvolt_per_count_B.to(device, non_blocking=True),
             database_B=self.database_B.to(device, non_blocking=True),
             labels_BC=None if self.labels_BC is None else self.labels_BC.to(device, non_blocking=True),
+            patient_B=None if self.patient_B is None else self.patient_B.to(device, non_blocking=True),
         )
 
 

@@ -67,6 +67,7 @@ class Loader:
         skip_damaged: Read another record for one that is damaged.
         check_records: Compare the SHA-256 of each record; of streamed ones it always is.
         labels: Give the batches these labels; none by default.
+        person_N: Tell the batches whose each record is; nothing by default.
 
     Raises:
         ConfigError: No record may be used, or the batch cannot be split evenly.
@@ -90,6 +91,7 @@ class Loader:
         skip_damaged: bool = False,
         check_records: bool = False,
         labels: LabelTable | None = None,
+        person_N: NDArray[np.int64] | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % (world_size * accumulation):
             raise ConfigError(
@@ -109,6 +111,7 @@ class Loader:
         self.replacements = Replacements() if skip_damaged else None
         self._check_records = check_records
         self._labels = labels
+        self._person_N = person_N
         self.streaming = streaming
         self._stream: Stream | None = None
         self.mixture = Mixture(parts, seed)
@@ -153,8 +156,7 @@ class Loader:
         finally:
             stop.set()
             if self.streaming and self._stream:
-                self.streaming.stop()
-                self._stream.close()
+                self._stream.close(self.streaming.stop)
             thread.join()
 
     def read(self, position: int) -> Batch:
@@ -170,6 +172,7 @@ class Loader:
             microvolt_per_count_B=torch.from_numpy(self.shards.microvolt_per_count[index]),
             database_B=torch.from_numpy(self.shards.folder_of[index]),
             labels_BC=self._labels.rows(index) if self._labels else None,
+            patient_B=torch.from_numpy(self._person_N[index]) if self._person_N is not None else None,
         )
 
     def blank(self) -> Batch:
@@ -180,6 +183,7 @@ class Loader:
             microvolt_per_count_B=torch.ones(rows),
             database_B=torch.zeros(rows, dtype=torch.int64),
             labels_BC=torch.full((rows, len(self._labels.names)), torch.nan) if self._labels else None,
+            patient_B=torch.zeros(rows, dtype=torch.int64) if self._person_N is not None else None,
         )
 
     def _copy(self, first: int, last: int, out: NDArray[np.int16]) -> NDArray[np.int64]:
@@ -243,16 +247,6 @@ def usable_records(shards: Shards, window_samples: int, exclude_flags: Sequence[
             f"{(allowed & long_enough & ~good).sum()} have a flag of --data.exclude-flags"
         )
     return found
-
-
-def copy_windows(
-    shards: Shards, index: Sequence[int] | NDArray[np.int64], starts: NDArray[np.int64], out: NDArray[np.int16]
-) -> None:
-    """Copy one window of each record into `out`, shape (B, 12, T)."""
-    samples = out.shape[2]
-    for row, record in enumerate(index):
-        start = int(starts[row])
-        out[row] = shards.counts(int(record))[:, start : start + samples]
 
 
 def _put(ready: queue.Queue[Batch | BaseException], item: Batch | BaseException, stop: threading.Event) -> None:

@@ -12,7 +12,7 @@ from ecgfm.errors import ShardError
 from ecgfm.shards.reader import Shards
 
 if TYPE_CHECKING:
-    # Fetching needs requests and webdataset; a run on local folders does not.
+    # Fetching needs requests; a run on local folders does not.
     from ecgfm.shards.remote import Remote
 
 
@@ -95,7 +95,7 @@ def shard_source(places: Sequence[Place], shards: Shards) -> Callable[[int], mem
 
 
 def stop_fetching(places: Sequence[Place]) -> None:
-    """End what the places are waiting for; they can be read no more."""
+    """End what is being read from the places."""
     for place in places:
         if place.remote is not None:
             place.remote.stop()

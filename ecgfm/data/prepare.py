@@ -26,13 +26,21 @@ class Prepare(nn.Module):
         clip: Largest absolute value that is let through.
         rate_hz: Samples a second, which the batch is told.
         per_window: Take each window's own mean and standard deviation, per lead, instead of those.
+        databases: The database of each folder, which the batch is told.
     """
 
     mean_mv_SL: Tensor
     std_mv_SL: Tensor
 
     def __init__(
-        self, mean_mv_SL: Tensor, std_mv_SL: Tensor, clip: float, *, rate_hz: float = 500.0, per_window: bool = False
+        self,
+        mean_mv_SL: Tensor,
+        std_mv_SL: Tensor,
+        clip: float,
+        *,
+        rate_hz: float = 500.0,
+        per_window: bool = False,
+        databases: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.register_buffer("mean_mv_SL", mean_mv_SL.float(), persistent=False)
@@ -40,6 +48,7 @@ class Prepare(nn.Module):
         self.clip = clip
         self.rate_hz = rate_hz
         self.per_window = per_window
+        self.databases = databases
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Batch:
@@ -59,6 +68,7 @@ class Prepare(nn.Module):
         return replace(
             batch,
             signal_BLT=signal_BLT.clamp_(-self.clip, self.clip),
+            databases=self.databases,
             rate_hz=self.rate_hz,
             mean_mv_BL=mean_mv_BL,
             std_mv_BL=std_mv_BL,

@@ -190,9 +190,11 @@ class Stream:
         self._expected = position + self._micro_rows
         return index
 
-    def close(self) -> None:
-        """End reading ahead."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def close(self, stop: Callable[[], None]) -> None:
+        """End reading ahead, and leave no thread of it; `stop` ends what `read_shard` waits for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)  # first, so that nothing new begins
+        stop()
+        self._pool.shutdown()
 
     def _begin(self, position: int) -> None:
         self._start = position
@@ -235,8 +237,10 @@ class Stream:
             near = (start + attempt // ATTEMPTS_IN_A_BLOCK) % self._mixture.num_blocks(part)
             pool = np.sort(self._mixture.block(part, epoch * self._mixture.num_blocks(part) + near)[1])
             tried = [substitute(self._mixture.seed, position, attempt, pool) for position in left]
-            for job in self._jobs(np.asarray(left), np.asarray(tried)):
-                found |= self._cut(*job)[0]
+            for future in [
+                self._pool.submit(self._cut, *job) for job in self._jobs(np.asarray(left), np.asarray(tried))
+            ]:
+                found |= future.result()[0]
             left = [position for position in left if position not in found]
         if left:
             raise ShardError(f"{first[left[0]][1]}; and {ATTEMPTS} records in its place are damaged too")

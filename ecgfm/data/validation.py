@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ecgfm.data.batch import Batch
 from ecgfm.data.labels import LabelTable
+from ecgfm.data.patients import number_people, people
 from ecgfm.errors import ConfigError
 from ecgfm.leads import LEADS
 from ecgfm.shards.leaks import PRETRAINING_SPLITS
@@ -49,6 +50,8 @@ class ValidationWindows:
     """Theirs."""
     labels: LabelTable | None = None
     """What gives the windows their labels."""
+    person_N: NDArray[np.int64] | None = None
+    """Whose each record of the shards is, where the objective asks; see `ecgfm.data.patients`."""
 
     def __len__(self) -> int:
         return len(self.index_N)
@@ -72,7 +75,11 @@ class ValidationWindows:
             content = read_shard(shard) if read_shard else None
             for row in np.flatnonzero(shard_of == shard).tolist():
                 record, start = int(index[row]), int(self.starts_N[first + row])
-                counts_LT = self.shards.counts(record) if content is None else self.shards.cut(record, content)
+                if content is None:
+                    self.shards.check(record)
+                    counts_LT = self.shards.counts(record)
+                else:
+                    counts_LT = self.shards.cut(record, content)
                 if self.labels:
                     self.labels.learn(record, content)
                 out[row] = counts_LT[:, start : start + self.window_samples]
@@ -81,6 +88,7 @@ class ValidationWindows:
             microvolt_per_count_B=torch.from_numpy(self.shards.microvolt_per_count[index]),
             database_B=torch.from_numpy(self.shards.folder_of[index]),
             labels_BC=self.labels.rows(index) if self.labels else None,
+            patient_B=torch.from_numpy(self.person_N[index]) if self.person_N is not None else None,
         )
 
 
@@ -97,10 +105,9 @@ def hold_out_(shards: Shards, share: float) -> None:
     if not share:
         return
     read = np.isin(shards.split_of, PRETRAINING_SPLITS)
-    numbers: dict[tuple[str, str, str], int] = {}
-    person_N = np.fromiter((numbers.setdefault(who, len(numbers)) for who in _people(shards)), dtype=np.int64)
-    concerned = np.bincount(person_N[read], minlength=len(numbers)) > 0
-    chosen = np.fromiter((_uniform("validation patient", *who)[0] < share for who in numbers), dtype=bool) & concerned
+    person_N, everyone = number_people(shards)
+    concerned = np.bincount(person_N[read], minlength=len(everyone)) > 0
+    chosen = np.fromiter((_uniform("validation patient", *who)[0] < share for who in everyone), dtype=bool) & concerned
     # A copy belongs to somebody, all of whose records follow, and so on.
     while (copies := _copies(shards, read, chosen[person_N] & read)).any():
         chosen[person_N[copies]] = True
@@ -132,15 +139,15 @@ def validation_windows(
         return None
     database = [manifest.database for manifest in shards.manifests]
     segments: Counter[tuple[str, str]] = Counter()
-    people, found = set(), []
-    for index, who in enumerate(_people(shards)):
+    seen, found = set(), []
+    for index, who in enumerate(people(shards)):
         record = (database[shards.folder_of[index]], shards.name(index)) if shards.split_of[index] == SPLIT else None
         if record is None:
             continue
         number, segments[record] = segments[record], segments[record] + 1
         if not usable[index]:
             continue
-        people.add(who)
+        seen.add(who)
         order, place = _uniform("validation window", *record, str(number))
         shard = shards.path(int(shards.shard_of[index])).name if by_shard else ""
         rank = _uniform("validation shard", record[0], shard)[0] if by_shard else 0.0
@@ -153,7 +160,7 @@ def validation_windows(
         index_N=np.asarray([index for *_, index, _ in chosen], dtype=np.int64),
         starts_N=np.asarray([start for *_, start in chosen], dtype=np.int64),
         records=len(found),
-        patients=len(people),
+        patients=len(seen),
     )
 
 
@@ -167,14 +174,6 @@ def _copies(shards: Shards, read: NDArray[np.bool_], held: NDArray[np.bool_]) ->
         nearest, _ = match(to_bytes([texts[i] for i in here]), to_bytes([texts[i] for i in there]), SAME_BITS)
         found[here[nearest >= 0]] = True
     return found
-
-
-def _people(shards: Shards) -> Iterator[tuple[str, str, str]]:
-    """Yield whose each record is: database, patient and, for lack of one, record."""
-    for manifest in shards.manifests:
-        for shard in manifest.shards:
-            for patient, record in zip(shard.members.patient, shard.members.record, strict=True):
-                yield manifest.database, patient, "" if patient else record
 
 
 def _uniform(*words: str) -> tuple[float, float]:

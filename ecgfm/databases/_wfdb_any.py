@@ -13,7 +13,6 @@ Shapes: L leads, T samples.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
@@ -21,22 +20,12 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfm.databases._wfdb_files import read_counts
+from ecgfm.databases._wfdb_files import INT16_FORMATS, INVALID, read_counts, read_with_wfdb
 from ecgfm.databases._wfdb_header import Header, lead_names, of_standard_leads, scale
 from ecgfm.errors import RecordError
 from ecgfm.leads import canonical_name
 from ecgfm.record import MISSING, Counts
 
-_NO_SUCH_COUNT = int(np.iinfo(np.int64).min)
-_BY_COUNTS = frozenset({"16", "80", "160", "212"})
-"""Formats that `read_counts` reads."""
-_INVALID: dict[str, int] = {
-    "8": _NO_SUCH_COUNT, "16": -(2**15), "24": -(2**23), "32": -(2**31), "61": -(2**15), "80": -(2**7), "160": -(2**15),
-    "212": -(2**11), "310": -(2**9), "311": -(2**9), "508": -(2**7), "516": -(2**15), "524": -(2**23),
-}  # fmt: skip
-"""The count that stands for "no sample", by format (signal-5)."""
-_COMPRESSED = frozenset({"508", "516", "524"})
-"""Formats that may take less than a byte a sample."""
 _LARGEST_INT16 = 32_767
 _EXACT_FLOAT32 = 2**24
 
@@ -69,12 +58,14 @@ def any_signal_fields(header: Header, path: Path) -> AnySignalFields:
     kept = replace(header, signals=tuple(header.signals[row] for row in rows))
     microvolt_per_count, offset_counts = scale(kept)
     counts_LT: Counts
-    if all(spec.format in _BY_COUNTS for spec in header.signals):
+    if all(spec.format in INT16_FORMATS for spec in header.signals):
         counts_LT = read_counts(header, path.parent)
         if len(rows) < len(names):
             counts_LT = np.ascontiguousarray(counts_LT[rows])
     else:
-        counts_LT, offset_counts = _smallest(kept, _read_with_wfdb(header, path)[rows], offset_counts)
+        stored_LT = read_with_wfdb(header, path)
+        _check_against_header(header, stored_LT)
+        counts_LT, offset_counts = _smallest(kept, stored_LT[rows], offset_counts)
     return AnySignalFields(
         counts_LT=counts_LT,
         leads=lead_names(kept),
@@ -82,45 +73,6 @@ def any_signal_fields(header: Header, path: Path) -> AnySignalFields:
         offset_counts=offset_counts,
         rate_hz=header.rate_hz,
     )
-
-
-def _read_with_wfdb(header: Header, path: Path) -> NDArray[np.int64]:
-    """Return the counts of all signals as they are stored, shape (L, T)."""
-    formats = sorted({spec.format for spec in header.signals})
-    unknown = [name for name in formats if name not in _INVALID]
-    if unknown:
-        raise RecordError(
-            "header-malformed", f"{path}: signal format {unknown[0]} is not known (there are: {', '.join(_INVALID)})"
-        )
-    for name, signals in Counter(spec.file_name for spec in header.signals).items():
-        file = path.parent / name
-        if not file.is_file():
-            raise RecordError("file-missing", f"{file} does not exist")
-        # A damaged header may announce terabytes, for which memory would be asked before the file is looked at.
-        if not _COMPRESSED.intersection(formats) and file.stat().st_size < header.samples * signals:
-            raise RecordError(
-                "header-signal-disagree",
-                f"{path} announces {header.samples:,} samples of {signals} signals in {name}, which has "
-                f"{file.stat().st_size:,} bytes",
-            )
-    import wfdb
-
-    try:
-        signal_TL = wfdb.rdrecord(str(path.with_suffix("")), physical=False).d_signal
-    # libsndfile, which reads FLAC, raises a RuntimeError.
-    except (ValueError, IndexError, OSError, RuntimeError) as error:
-        raise RecordError(
-            "signal-unreadable", f"wfdb cannot read {path} (format {', '.join(formats)}): {error}"
-        ) from error
-    if signal_TL.shape != (header.samples, len(header.signals)):
-        raise RecordError(
-            "header-signal-disagree",
-            f"{path} announces {header.samples:,} samples of {len(header.signals)} signals, its files hold "
-            f"{signal_TL.shape[0]:,} of {signal_TL.shape[1]}",
-        )
-    counts_LT = np.ascontiguousarray(signal_TL.T, dtype=np.int64)
-    _check_against_header(header, counts_LT)
-    return counts_LT
 
 
 def _check_against_header(header: Header, counts_LT: NDArray[np.int64]) -> None:
@@ -132,7 +84,7 @@ def _check_against_header(header: Header, counts_LT: NDArray[np.int64]) -> None:
         return
     for spec, row in zip(header.signals, counts_LT, strict=True):
         # How "no sample" enters the sum is not settled between the tools that write these formats.
-        if (row == _INVALID[spec.format]).any():
+        if (row == INVALID[spec.format]).any():
             continue
         first, total = int(row[0]), int(row.sum())
         for what, said, found in (
@@ -154,7 +106,7 @@ def _smallest(
 
     int16 where all fit, else floats, from which the offset is taken away, so that it is 0.
     """
-    invalid_L = np.array([_INVALID[spec.format] for spec in header.signals])
+    invalid_L = np.array([INVALID[spec.format] for spec in header.signals])
     missing_LT = counts_LT == invalid_L[:, None]
     if np.abs(np.where(missing_LT, 0, counts_LT)).max() <= _LARGEST_INT16:
         return np.asarray(np.where(missing_LT, MISSING, counts_LT), dtype=np.int16), offset_counts

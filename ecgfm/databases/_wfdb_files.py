@@ -12,6 +12,7 @@ Shapes: L leads, T samples.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from typing import TypedDict
@@ -23,9 +24,15 @@ from ecgfm.databases._wfdb_header import Header, SignalSpec, lead_names, read_fi
 from ecgfm.errors import RecordError
 from ecgfm.record import MISSING
 
-# The other formats that 12-lead databases use and that fit into int16, with the value that stands for "no sample"
-# (signal-5, and the table of wfdb 4.3).
-_INVALID = {"80": -128, "160": -32768, "212": -2048}
+INT16_FORMATS = frozenset({"16", "80", "160", "212"})
+"""Formats that 12-lead databases use and whose counts fit into int16."""
+INVALID: dict[str, int] = {
+    "8": int(np.iinfo(np.int64).min), "16": -(2**15), "24": -(2**23), "32": -(2**31), "61": -(2**15), "80": -(2**7),
+    "160": -(2**15), "212": -(2**11), "310": -(2**9), "311": -(2**9), "508": -(2**7), "516": -(2**15), "524": -(2**23),
+}  # fmt: skip
+"""The count that stands for "no sample", by format (signal-5, and the table of wfdb 4.3); format 8 has none."""
+_COMPRESSED = frozenset({"508", "516", "524"})
+"""Formats that may take less than a byte a sample."""
 # int32 type (30: little-endian, int16, full matrix), rows, columns, imaginary, length of the name; then the name.
 _MATLAB_HEADER = struct.Struct("<5i4s")
 _MATLAB_INT16 = 30
@@ -42,7 +49,7 @@ def read_counts(header: Header, folder: Path | str) -> NDArray[np.int16]:
         Shape (L, T); -32768 where there is no sample.
 
     Raises:
-        RecordError: `file-missing`, `truncated`, `header-malformed`, `header-signal-disagree`.
+        RecordError: `file-missing`, `truncated`, `header-malformed`, `header-signal-disagree`, `signal-unreadable`.
     """
     if all(spec.format == "16" for spec in header.signals):
         groups = [tuple(group) for _, group in groupby(header.signals, key=lambda spec: spec.file_name)]
@@ -54,7 +61,7 @@ def read_counts(header: Header, folder: Path | str) -> NDArray[np.int16]:
             counts_LT[row : row + part_TL.shape[1]] = part_TL.T
             row += part_TL.shape[1]
     else:
-        counts_LT = _read_with_wfdb(header, Path(folder))
+        counts_LT = _read_other_formats(header, Path(folder))
     _check_against_header(header, counts_LT)
     return counts_LT
 
@@ -102,37 +109,64 @@ def _check_matlab(path: str, content: bytes, offset: int, leads: int, samples: i
         )
 
 
-def _read_with_wfdb(header: Header, folder: Path) -> NDArray[np.int16]:
-    """Read formats other than 16; wfdb is imported only here, as it costs a second and pandas."""
+def read_with_wfdb(header: Header, path: Path) -> NDArray[np.int64]:
+    """Return the counts of all signals as they are stored, by the wfdb package, which costs a second to import.
+
+    Args:
+        header: The record's header.
+        path: Its file; the signal files lie beside it.
+
+    Returns:
+        Shape (L, T); `INVALID` of the format where there is no sample.
+
+    Raises:
+        RecordError: `file-missing`, `truncated`, `header-malformed`, `header-signal-disagree`, `signal-unreadable`.
+    """
     formats = sorted({spec.format for spec in header.signals})
-    unknown = [name for name in formats if name != "16" and name not in _INVALID]
+    unknown = [name for name in formats if name not in INVALID]
     if unknown:
-        known = ", ".join(["16", *_INVALID])
-        raise RecordError("header-malformed", f"signal format {unknown[0]} is not supported (supported are {known})")
-    for spec in header.signals:
-        if not (folder / spec.file_name).is_file():
-            raise RecordError("file-missing", f"{folder / spec.file_name} does not exist")
-        # All these formats have a byte a sample or more.
-        if (folder / spec.file_name).stat().st_size < header.samples:
-            raise RecordError("truncated", f"{folder / spec.file_name} has fewer than the {header.samples:,} samples")
+        raise RecordError(
+            "header-malformed", f"{path}: signal format {unknown[0]} is not known (there are: {', '.join(INVALID)})"
+        )
+    for name, signals in Counter(spec.file_name for spec in header.signals).items():
+        file = path.parent / name
+        if not file.is_file():
+            raise RecordError("file-missing", f"{file} does not exist")
+        # A damaged header may announce terabytes, for which memory would be asked before the file is looked at.
+        if not _COMPRESSED.intersection(formats) and file.stat().st_size < header.samples * signals:
+            raise RecordError(
+                "truncated",
+                f"{path} announces {header.samples:,} samples of {signals} signals in {name}, which has "
+                f"{file.stat().st_size:,} bytes; copy or download it again",
+            )
     import wfdb
 
     try:
-        signal_TL = wfdb.rdrecord(str(folder / header.record), physical=False).d_signal
-    except (ValueError, IndexError, OSError) as error:
+        signal_TL = wfdb.rdrecord(str(path.with_suffix("")), physical=False).d_signal
+    # libsndfile, which reads FLAC, raises a RuntimeError.
+    except (ValueError, IndexError, OSError, RuntimeError) as error:
         raise RecordError(
-            "truncated", f"wfdb cannot read {folder / header.record} (format {', '.join(formats)}): {error}"
+            "signal-unreadable", f"wfdb cannot read {path} (format {', '.join(formats)}): {error}"
         ) from error
     if signal_TL.shape != (header.samples, len(header.signals)):
         raise RecordError(
             "header-signal-disagree",
-            f"{header.record} holds {signal_TL.shape[0]:,} samples of {signal_TL.shape[1]} leads, its header says "
-            f"{header.samples:,} of {len(header.signals)}",
+            f"{path} announces {header.samples:,} samples of {len(header.signals)} signals, its files hold "
+            f"{signal_TL.shape[0]:,} of {signal_TL.shape[1]}",
         )
-    counts_LT = signal_TL.T.astype(np.int16)
+    return np.ascontiguousarray(signal_TL.T, dtype=np.int64)
+
+
+def _read_other_formats(header: Header, folder: Path) -> NDArray[np.int16]:
+    """Read formats of 16 bits and fewer, with the one mark for "no sample"."""
+    other = sorted({spec.format for spec in header.signals} - INT16_FORMATS)
+    if other:
+        known = ", ".join(sorted(INT16_FORMATS, key=int))
+        raise RecordError("header-malformed", f"signal format {other[0]} is not supported (supported are {known})")
+    counts_LT = read_with_wfdb(header, folder / f"{header.record}.hea").astype(np.int16)
     for row, spec in zip(counts_LT, header.signals, strict=True):
-        row[row == _INVALID.get(spec.format, MISSING)] = MISSING
-    return np.ascontiguousarray(counts_LT)
+        row[row == INVALID[spec.format]] = MISSING
+    return counts_LT
 
 
 def _check_against_header(header: Header, counts_LT: NDArray[np.int16]) -> None:

@@ -107,8 +107,12 @@ class Database(abc.ABC):
 
 
 def load_database(name: str, *, mend: tuple[str, ...] = ()) -> Database:
-    """Return the reader called `name` (`ptb-xl` or `ptb_xl`)."""
-    return parts.load("ecgfm.databases", name, Database)(mend=mend)  # type: ignore[type-abstract]
+    """Return the reader called `name` (`ptb-xl` or `ptb_xl`).
+
+    Raises:
+        ConfigError: There is none; the message names the nearest, as a command line writes them.
+    """
+    return parts.load("ecgfm.databases", name, Database, hyphens=True)(mend=mend)  # type: ignore[type-abstract]
 
 
 def folder(root: Path, what: str) -> Path:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ecgfm.encoders.base import Encoder, check_signal
 from ecgfm.errors import ConfigError
 from ecgfm.nn.norms import Norm
+from ecgfm.nn.recompute import Blocks
 
 
 class Convolutional(Encoder):
@@ -63,7 +64,7 @@ class Convolutional(Encoder):
     config: Config
     stem: nn.Module
     """From the signal to the first features."""
-    blocks: nn.Sequential
+    blocks: Blocks
     """What activation checkpointing may take one by one."""
 
     def forward(self, signal_BLT: Tensor, keep_BK: Tensor | None = None) -> Tensor:
@@ -80,10 +81,6 @@ class Convolutional(Encoder):
         check_signal(self.config, signal_BLT)
         tokens_BDN: Tensor = self.blocks(self.stem(signal_BLT.to(next(self.parameters()).dtype)))
         return tokens_BDN.transpose(1, 2)
-
-    def pool(self, tokens_BND: Tensor) -> Tensor:
-        """Return features_BD, the mean over the steps."""
-        return tokens_BND.float().mean(dim=1)
 
 
 def flag(name: str) -> str:

@@ -48,9 +48,18 @@ class Encoder(nn.Module, abc.ABC):
             SignalError: The signal's leads or length are not what the architecture takes.
         """
 
-    @abc.abstractmethod
     def pool(self, tokens_BND: Tensor) -> Tensor:
-        """Return features_BD."""
+        """Return features_BD, float32: the mean over the tokens, or what the encoder has in its place."""
+        return tokens_BND.float().mean(dim=1)
+
+    def encode(self, signal_BLT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens_BND of a normalised signal, and features_BD, for which a pool may need more than the tokens.
+
+        Raises:
+            SignalError: The signal's leads or length are not what the architecture takes.
+        """
+        tokens_BND: Tensor = self(signal_BLT)
+        return tokens_BND, self.pool(tokens_BND)
 
 
 def build_encoder(config: Encoder.Config) -> Encoder:

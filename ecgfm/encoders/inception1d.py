@@ -23,6 +23,7 @@ from ecgfm.encoders._convolutional import Convolutional
 from ecgfm.errors import ConfigError
 from ecgfm.nn.convolutions import begin_, conv, conv_norm
 from ecgfm.nn.norms import Norm, channel_norm
+from ecgfm.nn.recompute import Blocks
 
 MODULES = 3
 """Modules that one shortcut passes around."""
@@ -62,7 +63,7 @@ class Inception1d(Convolutional):
         super().__init__()
         self.config = config
         self.stem = nn.Identity()
-        self.blocks = nn.Sequential(
+        self.blocks = Blocks(
             *(Group(config, config.width if group else config.num_leads) for group in range(config.depth // MODULES))
         )
         begin_(self, "fan_in")

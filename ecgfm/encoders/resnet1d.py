@@ -29,6 +29,7 @@ from ecgfm.encoders._convolutional import Convolutional
 from ecgfm.errors import ConfigError
 from ecgfm.nn.convolutions import begin_, conv_norm
 from ecgfm.nn.norms import Norm
+from ecgfm.nn.recompute import Blocks
 
 
 class ResNet1d(Convolutional):
@@ -78,7 +79,7 @@ class ResNet1d(Convolutional):
         self.stem = conv_norm(config.num_leads, widths[0], config.stem_kernel, config.stem_stride, norm=config.norm)
         if config.stem_pool:
             self.stem.append(nn.MaxPool1d(3, stride=2, padding=1))
-        self.blocks = nn.Sequential()
+        self.blocks = Blocks()
         channels = widths[0]
         for stage, (width, depth) in enumerate(zip(widths, config.layers, strict=True)):
             for block in range(depth):

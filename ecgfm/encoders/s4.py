@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ecgfm.encoders._contextual import Contextual
 from ecgfm.errors import ConfigError
-from ecgfm.nn.blocks import Blocks
+from ecgfm.nn.recompute import Blocks
 from ecgfm.nn.s4 import Begin, S4Block
 
 

@@ -23,6 +23,7 @@ from ecgfm.encoders._convolutional import Convolutional
 from ecgfm.errors import ConfigError
 from ecgfm.nn.convolutions import begin_
 from ecgfm.nn.norms import Norm, channel_norm
+from ecgfm.nn.recompute import Blocks
 
 
 class TSCNN(Convolutional):
@@ -63,7 +64,7 @@ class TSCNN(Convolutional):
         super().__init__()
         self.config = config
         self.stem = nn.Unflatten(1, (1, config.num_leads))  # leads become an axis beside the channels
-        self.blocks = nn.Sequential()
+        self.blocks = Blocks()
         before = 1
         for channels, kernel, pool in zip(config.channels, config.kernels, config.pools, strict=True):
             self.blocks.append(_block(before, channels, (1, kernel), norm=config.norm).append(nn.MaxPool2d((1, pool))))

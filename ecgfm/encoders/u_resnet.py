@@ -25,6 +25,7 @@ from ecgfm.encoders.base import check_signal
 from ecgfm.errors import ConfigError
 from ecgfm.nn.convolutions import PreActivation, begin_, conv
 from ecgfm.nn.norms import channel_norm
+from ecgfm.nn.recompute import Blocks
 
 
 class UResNet(Convolutional):
@@ -70,7 +71,7 @@ class UResNet(Convolutional):
         kernel, norm = config.kernel, config.norm
         widths = (*config.widths, config.width)
         self.stem = nn.Sequential(conv(config.num_leads, widths[0], kernel), channel_norm(norm, widths[0]))
-        self.blocks = nn.Sequential(PreActivation(widths[0], widths[0], kernel, norm=norm, first=True))
+        self.blocks = Blocks(PreActivation(widths[0], widths[0], kernel, norm=norm, first=True))
         for channels, width, stride in zip(widths, widths[1:], config.strides, strict=False):
             self.blocks.append(PreActivation(channels, width, kernel, stride, norm=norm))
         self.last = nn.Sequential(channel_norm(norm, config.width), nn.ReLU())
@@ -91,10 +92,8 @@ class UResNet(Convolutional):
             SignalError: Another number of leads, or a length that steps do not fill.
         """
         check_signal(self.config, signal_BLT)
-        maps = [self.stem(signal_BLT.to(next(self.parameters()).dtype))]
-        for block in self.blocks:
-            maps.append(block(maps[-1]))
-        return [*maps[1:-1], self.last(maps[-1])]
+        *maps, last = self.blocks.each(self.stem(signal_BLT.to(next(self.parameters()).dtype)))
+        return [*maps, self.last(last)]
 
 
 PAPER = UResNet.Config(patch_samples=256, strides=(4, 4, 4, 4))

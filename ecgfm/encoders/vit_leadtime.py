@@ -6,8 +6,9 @@ sine-cosine positions in time, a learned embedding for each lead, and a separato
 Kim's code: 8 leads at 250 Hz, patches of 50 samples, a linear map without norms, fixed sine-cosine or rotary positions
 over lead and time, and attention only to tokens of the same lead or of the same time (cross-pattern attention).
 Ours: a linear map without norms or bias and the blocks of `vit`; fixed positions in time and a learned embedding for
-each lead, as ST-MEM; cross-pattern attention as an option; and one separator for each lead as another, since both of
-theirs enter as the same vector. A token of a lead that is not there is left out: any leads can be encoded.
+each lead, as ST-MEM; cross-pattern attention as an option, rotary positions in time as another; and one separator for
+each lead as a third, since both of theirs enter as the same vector. A token of a lead that is not there is left out:
+any leads can be encoded.
 
 Shapes: B windows, L leads, T samples, S steps, N = L * S tokens, K kept tokens, P samples of a patch, D width.
 """
@@ -21,22 +22,21 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ecgfm.encoders.base import Encoder, check_signal
-from ecgfm.encoders.vit import ViT
+from ecgfm.encoders._transformer import Transformer
+from ecgfm.encoders.base import check_signal
 from ecgfm.errors import SignalError
-from ecgfm.nn.blocks import INIT_STD, blocks, norm
-from ecgfm.nn.positions import HeldPositions
+from ecgfm.nn.blocks import INIT_STD
 from ecgfm.nn.tokens import patches, take
 
 NO_STEP = -1
 """The step of a separator, and step and lead of a register."""
 
 
-class LeadTimeViT(Encoder):
+class LeadTimeViT(Transformer):
     """Patches of each lead, separators or registers beside them, pre-norm blocks."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ViT.Config):
+    class Config(Transformer.Config):
         """Settings of the vision transformer over leads and time; the defaults are ViT-S."""
 
         leads_apart: ClassVar[bool] = True
@@ -50,30 +50,33 @@ class LeadTimeViT(Encoder):
         """What a token attends to: all tokens, or those of its own lead and those of its own time (cross)."""
 
     config: Config
-    drops_tokens: ClassVar[bool] = True
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.patch = nn.Linear(config.patch_samples, config.width, bias=False)
+        patch = nn.Linear(config.patch_samples, config.width, bias=False)
+        # Tokens as large as their signal, which ST-MEM's layer norm makes of them too. At 0.02 the one lead of a patch
+        # is faint beside the positions (0.7), and all windows look alike.
+        super().__init__(config, patch, patch_std=config.patch_samples**-0.5)
         self.lead = nn.Parameter(torch.empty(config.num_leads, config.width))
-        registers = torch.empty(1, config.num_registers, config.width)
-        self.register = nn.Parameter(registers) if config.num_registers else None
         self.separator = nn.Parameter(torch.empty(1, 1, config.width)) if config.separators else None
-        self.blocks = blocks(config.width, config.depth, config.num_heads, config.mlp_ratio)
-        self.norm = norm(config.width)
-        self._positions = HeldPositions(config.width)
-        for weight in (self.patch.weight, self.lead, self.register, self.separator):
+        for weight in (self.lead, self.separator):
             if weight is not None:
                 nn.init.trunc_normal_(weight, std=INIT_STD)
 
-    def forward(self, signal_BLT: Tensor, keep_BK: Tensor | None = None, leads: Sequence[int] | None = None) -> Tensor:
+    def forward(
+        self,
+        signal_BLT: Tensor,
+        keep_BK: Tensor | None = None,
+        leads: Sequence[int] | None = None,
+        *,
+        registers: bool = False,
+    ) -> Tensor:
         """Return tokens_BND, one lead's after another's, or tokens_BKD of the kept ones only.
 
         Args:
             signal_BLT: Normalised signal. T must be a multiple of `patch_samples`, of any length.
             keep_BK: Indices of the tokens to encode; the others take no part.
             leads: Which of the encoder's leads the signal's are, counted from 0; all of them by default.
+            registers: Whether the registers are given out too, before the tokens.
 
         Raises:
             SignalError: Other leads than that, or a length that patches do not fill.
@@ -88,24 +91,22 @@ class LeadTimeViT(Encoder):
             lead_LD = lead_LD[list(leads)]
         dtype = self.patch.weight.dtype  # not the tokens': under autocast the residual stream stays float32
         tokens_BND = self.patch(patches(signal_BLT, self.config.patch_samples, leads_apart=True).to(dtype))
-        steps = signal_BLT.shape[2] // self.config.patch_samples
-        position_SD = self._positions(steps, tokens_BND.device).to(dtype)
-        tokens_BND = tokens_BND + (lead_LD[:, None] + position_SD).flatten(0, 1)
-        index_BK = torch.arange(tokens_BND.shape[1], device=tokens_BND.device).expand(len(tokens_BND), -1)
+        steps, device = signal_BLT.shape[2] // self.config.patch_samples, tokens_BND.device
+        place_LSD = lead_LD[:, None].expand(-1, steps, -1)
+        if self.config.positions == "sincos":
+            place_LSD = lead_LD[:, None] + self._positions(steps, device).to(dtype)
+        tokens_BND = tokens_BND + place_LSD.flatten(0, 1)
+        index_BK = torch.arange(tokens_BND.shape[1], device=device)[None]
         if keep_BK is not None:
             tokens_BND, index_BK = take(tokens_BND, keep_BK), keep_BK
-        beside: list[Tensor] = [] if self.register is None else [self.register]
-        if self.separator is not None:
-            beside.append(self.separator + lead_LD)
-        beside = [extra.expand(len(tokens_BND), -1, -1).to(tokens_BND.dtype) for extra in beside]
-        sees_B1NN = self._sees(index_BK, steps, len(lead_LD)) if self.config.attention == "cross" else None
-        tokens_BND = self.norm(self.blocks(torch.cat([*beside, tokens_BND], dim=1), sees_B1NN))
-        kept: Tensor = tokens_BND[:, tokens_BND.shape[1] - index_BK.shape[1] :]
-        return kept
-
-    def pool(self, tokens_BND: Tensor) -> Tensor:
-        """Return features_BD, the mean over the tokens."""
-        return tokens_BND.float().mean(dim=1)
+        return self._attend(
+            tokens_BND,
+            index_BK % steps,
+            steps,
+            beside=[] if self.separator is None else [self.separator + lead_LD],
+            sees_B1NN=self._sees(index_BK, steps, len(lead_LD)) if self.config.attention == "cross" else None,
+            registers=registers,
+        )
 
     def _sees(self, index_BK: Tensor, steps: int, leads: int) -> Tensor:
         """Return sees_B1NN of registers, separators and tokens: those of one lead or one step see each other.

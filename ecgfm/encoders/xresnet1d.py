@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ecgfm.encoders._convolutional import Convolutional
 from ecgfm.nn.convolutions import begin_, conv_norm
 from ecgfm.nn.norms import Norm
+from ecgfm.nn.recompute import Blocks
 
 EXPANSION = 4
 """Features outside of a block over those inside."""
@@ -65,7 +66,7 @@ class XResNet1d(Convolutional):
             conv_norm(inside // 2, inside, kernel, norm=norm),
             nn.MaxPool1d(3, stride=2, padding=1),
         )
-        self.blocks = nn.Sequential()
+        self.blocks = Blocks()
         channels = inside
         for stage, depth in enumerate(config.layers):
             for block in range(depth):

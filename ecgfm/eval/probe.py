@@ -66,17 +66,21 @@ def untrained(encoder: ECGEncoder, seed: int) -> ECGEncoder:
 
 
 def embed_shards(
-    encoder: ECGEncoder, shards: Shards, progress: Progress = lambda done, total: None
+    encoder: ECGEncoder,
+    shards: Shards,
+    progress: Progress = lambda done, total: None,
+    records: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
-    """Return features_ND of all records.
+    """Return features_ND of all records, or of some.
 
     Raises:
         SignalError: A record is not what the encoder takes; the message names it.
     """
     parts = []
-    progress(0, len(shards))
-    for start in range(0, len(shards), RECORDS_AT_A_TIME):
-        samples = [shards.sample(index) for index in range(start, min(start + RECORDS_AT_A_TIME, len(shards)))]
+    index_N = np.arange(len(shards)) if records is None else records
+    progress(0, len(index_N))
+    for start in range(0, len(index_N), RECORDS_AT_A_TIME):
+        samples = [shards.sample(index) for index in index_N[start : start + RECORDS_AT_A_TIME].tolist()]
         for rate_hz in sorted({sample.rate_hz for sample in samples}):
             places = [place for place, sample in enumerate(samples) if sample.rate_hz == rate_hz]
             signals = [samples[place].signal_LT for place in places]
@@ -86,8 +90,8 @@ def embed_shards(
                 names = f"{samples[places[0]].record} to {samples[places[-1]].record}"
                 raise SignalError(f"among the {len(places)} records {names}: {error}") from error
             parts.append((start + np.asarray(places), features.cpu().numpy()))
-        progress(start + len(samples), len(shards))
-    out = np.zeros((len(shards), parts[0][1].shape[1]), dtype=np.float32)
+        progress(start + len(samples), len(index_N))
+    out = np.zeros((len(index_N), parts[0][1].shape[1]), dtype=np.float32)
     for rows, part in parts:
         out[rows] = part
     return out
@@ -126,6 +130,26 @@ def out_of_fold_scores(
     return scores
 
 
+def measure(
+    features_ND: NDArray[np.float32], target: Target, *, folds: int, seed: int, draws: int = DRAWS
+) -> tuple[float, NDArray[np.float64]]:
+    """Return the AUROC of one label and auroc_R, that of each draw of the bootstrap.
+
+    Folds and draws follow from the seed and the patients alone: figures of two encoders are paired.
+
+    Args:
+        features_ND: Of all records.
+        target: The label's records and answers.
+        folds: Folds of patients.
+        seed: Of folds and bootstrap.
+        draws: Of the bootstrap; NaN where one has no positive or no negative record.
+    """
+    chosen = features_ND[target.index_N]
+    scores = out_of_fold_scores(chosen, target.positive_N, target.patients, folds, seed)
+    weights = patient_weights(target.patients, draws, seed)
+    return auroc(target.positive_N, scores), weighted_auroc(target.positive_N, scores, weights)
+
+
 def probe(
     pretrained_ND: NDArray[np.float32],
     untrained_ND: Sequence[NDArray[np.float32]],
@@ -145,15 +169,8 @@ def probe(
         seed: Of folds and bootstrap.
         draws: Of the bootstrap.
     """
-    weights = patient_weights(target.patients, draws, seed)
-
-    def measure(features_ND: NDArray[np.float32]) -> tuple[float, NDArray[np.float64]]:
-        chosen = features_ND[target.index_N]
-        scores = out_of_fold_scores(chosen, target.positive_N, target.patients, folds, seed)
-        return auroc(target.positive_N, scores), weighted_auroc(target.positive_N, scores, weights)
-
-    value, draws_R = measure(pretrained_ND)
-    others = [measure(features) for features in untrained_ND]
+    value, draws_R = measure(pretrained_ND, target, folds=folds, seed=seed, draws=draws)
+    others = [measure(features, target, folds=folds, seed=seed, draws=draws) for features in untrained_ND]
     other = float(np.mean([one for one, _ in others]))
     other_R = np.mean([many for _, many in others], axis=0)
     return Result(

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ecgfm.errors import ConfigError
-from ecgfm.eval.run_plots import run_names
-from ecgfm.run_folder import BAD_STEPS, last_step, read_metrics, read_settings, read_state
+from ecgfm.run_folder import BAD_STEPS, last_step, read_metrics, read_settings, read_state, run_names
 
 NONE = "-"
 OWN = ("out", "resume", "accept_change", "dry_run", "ranks")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ecgfm.errors import ConfigError
 from ecgfm.eval.plots import COLORS
-from ecgfm.run_folder import BAD_STEPS, METRICS, read_metrics
+from ecgfm.run_folder import BAD_STEPS, METRICS, read_metrics, run_names
 
 ALARM = "#c00000"
 
@@ -72,15 +72,6 @@ def read_run(folder: Path, name: str) -> Run:
     if not any("loss" in line for line in metrics):
         raise ConfigError(f"{folder / METRICS} holds no figures yet; wait for the run's first logged step")
     return Run(name, metrics, [line["step"] for line in read_metrics(folder, BAD_STEPS)])
-
-
-def run_names(folders: tuple[Path, ...]) -> list[str]:
-    """Return a short name for each folder: its own, with as many of those above it as tell it from the others."""
-    whole = [folder.resolve().parts for folder in folders]
-    length = 1
-    while len({parts[-length:] for parts in whole}) < len(set(whole)):
-        length += 1
-    return ["/".join(parts[-length:]) for parts in whole]
 
 
 def plot_runs(folders: tuple[Path, ...]) -> Figure:

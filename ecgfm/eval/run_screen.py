@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ecgfm.run_folder import BAD_STEPS, METRICS, last_step, newest_checkpoint, read_metrics, read_settings
+from ecgfm.run_folder import BAD_STEPS, METRICS, RUN, last_step, newest_checkpoint, read_metrics, read_settings, step_of
 
 SILENT_S = 60.0
 """Seconds without a line that mean nothing, whatever is usual."""
@@ -67,7 +67,7 @@ def screen(run: Path, now: float, *, width: int = 100, height: int = 30) -> Rend
 def status(run: Path, lines: list[dict[str, Any]], end: int | None, now: float) -> tuple[str, str]:
     """Return how a run is in words, and the style to write them in."""
     if not lines:
-        began = (run / "run.json").stat().st_mtime
+        began = (run / RUN).stat().st_mtime
         return f"no step is logged yet; it was started {ago(now - began)} ago", "yellow"
     last = lines[-1]
     if end is not None and last["step"] >= end:
@@ -110,7 +110,7 @@ def _events(run: Path, lines: list[dict[str, Any]], now: float) -> Text:
     newest = newest_checkpoint(run)
     if newest:
         age = ago(max(now - newest.stat().st_mtime, 0.0))
-        text.append(f"last checkpoint: step {int(newest.name.removeprefix('step-')):,}, {age} ago")
+        text.append(f"last checkpoint: step {step_of(newest) or 0:,}, {age} ago")
     else:
         text.append("no checkpoint yet", style="yellow")
     bad = read_metrics(run, BAD_STEPS)

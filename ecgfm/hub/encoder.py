@@ -40,6 +40,7 @@ from ecgfm.hub.preprocessor import ECGPreprocessor
 from ecgfm.hub.recordings import Signal, check_leads, recordings, to_contract, windows
 from ecgfm.hub.reference import REFERENCE, SelfTest, evaluating
 from ecgfm.leads import LEADS
+from ecgfm.rng import derive
 from ecgfm.signal.contract import SignalContract
 
 FORMAT = 2
@@ -115,8 +116,7 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
 
     def encode(self, signal_BLT: Tensor) -> tuple[Tensor, Tensor]:
         """Return tokens_BND and features_BD with their gradients; see `features`."""
-        tokens_BND: Tensor = self(self.normalise(signal_BLT))
-        return tokens_BND, self.encoder.pool(tokens_BND)
+        return self.encoder.encode(self.normalise(signal_BLT))
 
     def normalise(self, signal_BLT: Tensor) -> Tensor:
         """Return millivolt as the encoder was trained on it: centred and scaled per lead, clipped."""
@@ -127,12 +127,14 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
         """Return features_BD of recordings as they come, float32, on the encoder's device.
 
         A record longer than the contract's window is cut into evenly spaced, overlapping windows whose
-        features are averaged; a shorter one is taken as it is, cut to whole patches.
+        features are averaged; a shorter one is taken as it is, cut to whole patches. Norms and the like are in
+        evaluation here, whatever mode the encoder is in and is left in.
 
         Args:
             signal: NumPy or torch, (L, T) or (B, L, T), or a list of (L, T) of any lengths.
             rate_hz: Its sampling rate.
-            leads: Its lead names, in any order and case; III, aVR, aVL and aVF may be left out.
+            leads: Its lead names, in any order and case; III, aVR, aVL and aVF may be left out, and leads that the
+                contract does not name.
             unit: mV, uV or V.
             batch_size: Windows that the encoder takes at a time.
 
@@ -140,8 +142,11 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
             LeadError: Leads are missing, doubled, or not names.
             SignalError: The signal is not the ECG it is said to be; the message has the fix.
         """
+        with evaluating(self):
+            return self._embed(signal, float(rate_hz), leads, unit, batch_size)
+
+    def _embed(self, signal: Signal, rate_hz: float, leads: Sequence[str], unit: str, batch_size: int) -> Tensor:
         check_leads(leads)
-        rate_hz = float(rate_hz)
         records = recordings(signal, len(leads))
         device = next(self.parameters()).device
         features_BD = torch.zeros(len(records), self.encoder.config.width, device=device)
@@ -230,6 +235,28 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
         with evaluating(model), torch.no_grad():
             model(example_BLT)  # positions are made once, before the graph is drawn
             return torch.export.export(model, (example_BLT,))
+
+    def with_pooling(self, pooling: str, *, seed: int = 0) -> Self:
+        """Return an encoder with a copy of these weights, in the same mode, and with another pool.
+
+        That is for whoever trains on `features`: an attentive pool begins at random, and reads a frozen encoder as
+        in the linear protocol of Weimann and Conrad 2024 once it is trained; the model is saved with it.
+
+        Args:
+            pooling: As in the encoder's settings: mean, register or attentive.
+            seed: Of an attentive pool's weights.
+
+        Raises:
+            ContractError: The encoder has no such pool.
+        """
+        settings = {**config.to_dict(self.encoder.config), "pooling": pooling}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "pool"))
+            model = type(self)(encoder=settings, signal=config.to_dict(self.signal))
+        weights = {name: weight for name, weight in self.encoder.state_dict().items() if not name.startswith("pooler.")}
+        model.encoder.load_state_dict(weights, strict=False)
+        first = next(self.parameters())
+        return model.to(first.device, first.dtype).train(self.training)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # fewer options than the mixin: ours take no model settings

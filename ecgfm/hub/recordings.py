@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ecgfm.errors import LeadError, SignalError
-from ecgfm.leads import LEADS, arrange
+from ecgfm.leads import arrange
 from ecgfm.signal.contract import SignalContract
 from ecgfm.signal.highpass import highpass
 from ecgfm.signal.resample import resample
@@ -71,7 +71,7 @@ def to_contract(
     Args:
         signal_LT: As the user has it.
         rate_hz: Its sampling rate.
-        leads: Its lead names, in any case and order. Leads other than the twelve are passed over.
+        leads: Its lead names, in any case and order. Leads that the contract does not name are passed over.
         unit: mV, uV or V.
         contract: What the encoder demands.
         name: What to call the record in a message.
@@ -89,9 +89,14 @@ def to_contract(
             f"{name} is {seconds:.3g} s long ({signal_LT.shape[-1]} samples at {rate_hz:g} Hz); "
             f"the encoder needs at least {SHORTEST_S:g} s"
         )
-    twelve = arrange(signal_LT, leads) * factor
-    _check_amplitude(twelve, factor, unit, name)
-    chosen = twelve[[LEADS.index(lead) for lead in contract.leads]]
+    try:
+        chosen = arrange(signal_LT, leads, contract.leads) * factor
+    except LeadError as error:
+        raise LeadError(
+            f"{name}: {error}. The encoder takes {', '.join(contract.leads)}, and no lead is made up: give recordings "
+            "that have them, or an encoder that was trained on yours"
+        ) from error
+    _check_amplitude(chosen, factor, unit, name)
     if contract.highpass_hz is not None:
         chosen = highpass(chosen, rate_hz, contract.highpass_hz)
     return resample(chosen, rate_hz, contract.rate_hz).astype(np.float32)

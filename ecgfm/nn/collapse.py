@@ -78,6 +78,16 @@ def uniformity(features_ND: Tensor, most: int = 2048) -> Tensor:
 
 
 @torch.no_grad()
+def feature_figures(features_BD: Tensor) -> dict[str, Tensor]:
+    """Return `feature_std`, `feature_rank` and `uniformity` of pooled features, as every objective logs them."""
+    return {
+        "feature_std": dimension_std(features_BD).mean(),
+        "feature_rank": effective_rank(features_BD),
+        "uniformity": uniformity(features_BD),
+    }
+
+
+@torch.no_grad()
 def target_entropy(target_BK: Tensor) -> Tensor:
     """Return the mean entropy of softmax targets, as a share of log K, which is that of even ones.
 

@@ -15,6 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def num_ranks() -> int:
+    """Return how many ranks train together; 1 where nobody has begun any."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def gather_rows(values_BD: Tensor) -> tuple[Tensor, int]:
     """Return the rows of all ranks in their order, and the place of this rank's first row. All ranks must call it.
 
@@ -24,11 +29,11 @@ def gather_rows(values_BD: Tensor) -> tuple[Tensor, int]:
     Args:
         values_BD: Of this rank, (B, ...). All ranks have as many.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if num_ranks() == 1:
         return values_BD, 0
     first = dist.get_rank() * len(values_BD)
     if values_BD.device.type == "meta":  # operations are counted, and other ranks are not asked
-        return torch.cat([values_BD] * dist.get_world_size()), first
+        return torch.cat([values_BD] * num_ranks()), first
     rows: Tensor = _Gather.apply(values_BD)
     return rows, first
 
@@ -39,7 +44,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values_BD: Tensor) -> Tensor:
         ctx.rows = len(values_BD)
-        gathered = values_BD.new_empty(dist.get_world_size() * len(values_BD), *values_BD.shape[1:])
+        gathered = values_BD.new_empty(num_ranks() * len(values_BD), *values_BD.shape[1:])
         dist.all_gather_into_tensor(gathered, values_BD.contiguous())
         return gathered
 

@@ -11,30 +11,32 @@ import torch
 from torch import Tensor, nn
 
 from ecgfm.nn.blocks import INIT_STD
-from ecgfm.nn.projector import projector
+from ecgfm.nn.projector import HeadNorm, projector
 
 
 class PrototypeHead(nn.Module):
     """The head of DINO (Caron et al. 2021, https://arxiv.org/abs/2104.14294, appendix C).
 
-    A perceptron of three layers with GELU and without batch norm, a narrow last layer whose vectors are brought to
-    length 1, and their cosines with K prototypes of length 1 (weight norm whose factor is fixed at 1).
+    A perceptron of three layers with GELU, a narrow last layer whose vectors are brought to length 1, and their cosines
+    with K prototypes of length 1 (weight norm whose factor is fixed at 1).
 
     Args:
         width: Of the features.
         hidden: Width of the two hidden layers.
         bottleneck: Width of the vectors.
         prototypes: K.
+        norm: After the two hidden layers; the paper's head has none.
     """
 
-    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
+    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int, norm: HeadNorm = "none") -> None:
         super().__init__()
-        self.layers = projector(width, (hidden, hidden, bottleneck), activation="gelu")
+        self.layers = projector(width, (hidden, hidden, bottleneck), norm=norm, activation="gelu")
         self.prototypes = Directions(bottleneck, prototypes)
         for module in self.layers:
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=INIT_STD)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """Return cosines_BK."""

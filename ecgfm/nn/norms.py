@@ -13,13 +13,15 @@ piece of the batch only, and DeepSpeed averages gradients and never buffers, so 
 Either batch norm sees micro-batches: another `--engine.accumulation` is another normalisation. A batch that is not
 finite leaves the running averages as they were, since a step whose gradient is not finite is dropped too. Whoever
 follows an encoder by a moving average of its weights copies the buffers beside it. A block whose forward is done
-again in backward (activation checkpointing) moves its running averages twice, by the same batch.
+again in backward (activation checkpointing) moves its running averages the first time only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
@@ -38,10 +40,24 @@ def channel_norm(kind: Norm, width: int) -> nn.Module:
     return BatchNorm(width, over_ranks=kind == "batch")
 
 
+@contextlib.contextmanager
+def averages_held(module: nn.Module) -> Iterator[None]:
+    """Leave the running averages of a module's batch norms as they are found, while these normalise by the batch."""
+    norms = [part for part in module.modules() if isinstance(part, BatchNorm)]
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    try:
+        yield
+    finally:
+        # Also where the forward is cut short, as soon as backward has what it needs.
+        for buffer, old in before:
+            buffer.data.copy_(old)
+
+
 class BatchNorm(nn.SyncBatchNorm):
     """Batch norm over the rows of all ranks or of this one, with whatever axes after the channels.
 
-    torch's, whose synchronised form runs on a GPU only; on a CPU several ranks do it here.
+    torch's, whose synchronised form runs on a GPU only; on a CPU several ranks do it here. The running averages stay
+    float32 when weights are cast to 16 bits.
     """
 
     def __init__(self, width: int, *, over_ranks: bool) -> None:
@@ -65,6 +81,16 @@ class BatchNorm(nn.SyncBatchNorm):
             # torch's backward keeps the averages, which it reads in evaluation only: a plain change would alarm it.
             average.data.copy_(torch.where(average.isfinite(), average, old))
         return normal
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        averages = {name: self.get_buffer(name) for name in ("running_mean", "running_var")}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, average in averages.items():
+            moved = self.get_buffer(name)
+            if torch.finfo(moved.dtype).bits < torch.finfo(average.dtype).bits:
+                # To another device, but to no smaller type: of eight bits an average would soon stand still.
+                setattr(self, name, average.to(moved.device))
+        return self
 
     def _of_this_rank(self, values: Tensor) -> Tensor:
         mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")

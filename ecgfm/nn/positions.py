@@ -1,6 +1,6 @@
-"""Fixed sine and cosine positions of tokens in time.
+"""Fixed sine and cosine positions of tokens in time: to be added to tokens, or to turn queries and keys by.
 
-Shapes: N tokens, D width.
+Shapes: B windows, N tokens, S steps, D width, E features of a head, F = 2 E.
 """
 
 from __future__ import annotations
@@ -38,3 +38,16 @@ class HeldPositions:
         if len(self._held_ND) < tokens or self._held_ND.device != device:
             self._held_ND = sincos_positions(tokens, self.width).to(device)
         return self._held_ND[:tokens]
+
+
+def rotary_turns(position_SE: Tensor, step_BN: Tensor) -> Tensor:
+    """Return turn_B1NF, by which rotary attention turns: the sine of each feature's angle, then the cosines.
+
+    Features i and i + E / 2 share an angle, of the step times 10000^(-2 i / E). A token at step 0 is not turned.
+
+    Args:
+        position_SE: `sincos_positions` of as many features as a head has: the sines and cosines of those angles.
+        step_BN: Of each token.
+    """
+    sine_BNH, cosine_BNH = position_SE[step_BN].chunk(2, dim=-1)
+    return torch.cat([sine_BNH, sine_BNH, cosine_BNH, cosine_BNH], dim=-1)[:, None]

@@ -7,6 +7,7 @@ Shapes: B windows, L leads, T samples, S steps, N tokens, K kept tokens, P sampl
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,27 @@ def patches(signal_BLT: Tensor, patch_samples: int, *, leads_apart: bool) -> Ten
     """Return patches_BNP: one lead's samples for each token, or those of all leads, lead after lead."""
     patches_BLSP = signal_BLT.reshape(*signal_BLT.shape[:2], -1, patch_samples)
     return patches_BLSP.flatten(1, 2) if leads_apart else patches_BLSP.transpose(1, 2).flatten(2)
+
+
+def unpatch(patches_BNP: Tensor, num_leads: int, *, leads_apart: bool) -> Tensor:
+    """Return signal_BLT, of which `patches` makes these."""
+    if leads_apart:
+        return patches_BNP.reshape(len(patches_BNP), num_leads, -1)
+    return patches_BNP.reshape(*patches_BNP.shape[:2], num_leads, -1).transpose(1, 2).flatten(2)
+
+
+def token_samples(index_BK: Tensor, patch_samples: int, samples: int, *, leads: int) -> Tensor:
+    """Return inside_BLT, bool: which samples belong to some tokens, of each lead, or of all leads together.
+
+    Args:
+        index_BK: Tokens.
+        patch_samples: Of one token.
+        samples: T.
+        leads: Those that have tokens of their own; 1 where a token is of all leads.
+    """
+    inside_BN = torch.zeros(len(index_BK), leads * (samples // patch_samples), dtype=torch.bool, device=index_BK.device)
+    inside_BN.scatter_(1, index_BK, True)
+    return inside_BN.view(len(index_BK), leads, -1).repeat_interleave(patch_samples, dim=2)
 
 
 def by_lead(index_BK: Tensor, num_leads: int, steps: int) -> Tensor:

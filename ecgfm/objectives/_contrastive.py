@@ -1,6 +1,6 @@
-"""What contrastive objectives share: views, the loss over pairs, and the figures of a step.
+"""What contrastive objectives share: the loss over pairs, and the figures of a step.
 
-Shapes: B windows of this rank, V views, L leads, T samples, N candidates of all ranks, D width.
+Shapes: B windows of this rank, V views, N candidates of all ranks, D width, E embedding.
 """
 
 from __future__ import annotations
@@ -8,27 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ecgfm.data.augment.base import Augmenter, View
-from ecgfm.data.batch import Batch, Draws
-from ecgfm.errors import ConfigError
-from ecgfm.nn.collapse import alignment, dimension_std, effective_rank, uniformity
+from ecgfm.nn.collapse import alignment, dimension_std, feature_figures
 from ecgfm.nn.heads import exact
 from ecgfm.objectives.base import Losses
-
-
-def view_of(batch: Batch, draws: Draws, number: int) -> View:
-    """Return what an augmentation may know of a view of a batch that `prepare` has been through."""
-    assert batch.rate_hz is not None and batch.mean_mv_BL is not None and batch.std_mv_BL is not None
-    return View(
-        draws=draws, rate_hz=batch.rate_hz, mean_mv_BL=batch.mean_mv_BL, std_mv_BL=batch.std_mv_BL, number=number
-    )
-
-
-def two_views(batch: Batch, draws: Draws, augmenter: Augmenter, *, augment_both: bool = True) -> Tensor:
-    """Return views_BVLT: each window augmented twice, or once beside the window itself."""
-    first = augmenter(batch.signal_BLT, view_of(batch, draws, 0))
-    second = augmenter(batch.signal_BLT, view_of(batch, draws, 1)) if augment_both else batch.signal_BLT
-    return torch.stack([first, second], dim=1)
 
 
 def unit(values_BD: Tensor) -> Tensor:
@@ -58,6 +40,22 @@ def info_nce(
     return loss, (logits_BN.argmax(dim=1) == positive_B).float().mean()
 
 
+def both_ways(query_BVE: Tensor, candidate_NVE: Tensor, first: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return `info_nce` of finding each window's other view, as a mean over both directions.
+
+    A first view is compared with second ones alone, and the other way round.
+
+    Args:
+        query_BVE: Two views of this rank's windows, of length 1.
+        candidate_NVE: Two views of all ranks' windows, of length 1.
+        first: Place of this rank's first window among those.
+        temperature: What cosines are divided by.
+    """
+    own_B = first + torch.arange(len(query_BVE), device=query_BVE.device)
+    found = [info_nce(query_BVE[:, one], candidate_NVE[:, 1 - one], own_B, temperature) for one in (0, 1)]
+    return (found[0][0] + found[1][0]) / 2, (found[0][1] + found[1][1]) / 2
+
+
 @torch.no_grad()
 def figures(features_BVD: Tensor, embedding_BVE: Tensor) -> Losses:
     """Return figures of nn/collapse.py: of the first view's features, and of how near two views of a window are.
@@ -66,31 +64,8 @@ def figures(features_BVD: Tensor, embedding_BVE: Tensor) -> Losses:
         features_BVD: What an encoder's pool gives.
         embedding_BVE: What the loss compares.
     """
-    features_BD = features_BVD[:, 0]
     return {
-        "feature_std": dimension_std(features_BD).mean(),
-        "feature_rank": effective_rank(features_BD),
-        "uniformity": uniformity(features_BD),
+        **feature_figures(features_BVD[:, 0]),
         "alignment": alignment(embedding_BVE[:, 0], embedding_BVE[:, 1]),
         "embedding_std": dimension_std(unit(embedding_BVE[:, 0])).mean(),
     }
-
-
-def check_head(widths: tuple[int, ...], name: str = "projector") -> None:
-    """Refuse widths of a head below 1.
-
-    Raises:
-        ConfigError: With the option and its value.
-    """
-    if any(width < 1 for width in widths):
-        raise ConfigError(f"--objective.{name.replace('_', '-')} needs widths of at least 1, got {widths}")
-
-
-def check_temperature(value: float) -> None:
-    """Refuse a temperature that is not above 0.
-
-    Raises:
-        ConfigError: With its value.
-    """
-    if not 0.0 < value < float("inf"):
-        raise ConfigError(f"--objective.temperature must be above 0, got {value}")

@@ -17,14 +17,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ecgfm.data.augment.base import Augment, Augmenter, View
+from ecgfm.data.augment.base import Augment, Augmenter
 from ecgfm.data.augment.baseline_wander import BaselineWander
 from ecgfm.data.augment.gaussian_noise import GaussianNoise
 from ecgfm.data.augment.random_erasing import RandomErasing
 from ecgfm.data.batch import Batch, Draws
+from ecgfm.data.panel import Panel, view_panels
 from ecgfm.encoders.base import Encoder
 from ecgfm.errors import ConfigError
-from ecgfm.nn.collapse import alignment, dimension_std, effective_rank, uniformity
+from ecgfm.nn.collapse import alignment, dimension_std, effective_rank, feature_figures
+from ecgfm.objectives._views import view_of
 from ecgfm.objectives.base import Losses, Objective
 
 NUM_LONG = 2
@@ -77,22 +79,31 @@ class Cropped(Objective):
             count: How many of each window, V.
             first: Number of the first among the views of a window: each number is augmented by other draws.
         """
-        assert batch.rate_hz is not None and batch.mean_mv_BL is not None and batch.std_mv_BL is not None
         samples = crop_samples(f"{name}-share", share, self.encoder.config, batch.signal_BLT.shape[2])
-        start_BV = (draws.rows(f"{name} crops", count) * (batch.signal_BLT.shape[2] - samples + 1)).long()
+        start_BV = _starts(batch, draws, name, samples, count)
         pieces = []
         for number in range(count):
             index_BT = start_BV[:, number, None] + torch.arange(samples, device=start_BV.device)
             piece_BLT = batch.signal_BLT.gather(2, index_BT[:, None].expand(-1, batch.signal_BLT.shape[1], -1))
-            view = View(
-                draws=draws,
-                rate_hz=batch.rate_hz,
-                mean_mv_BL=batch.mean_mv_BL,
-                std_mv_BL=batch.std_mv_BL,
-                number=first + number,
-            )
-            pieces.append(self.augmenter(piece_BLT, view))
+            pieces.append(self.augmenter(piece_BLT, view_of(batch, draws, first + number)))
         return torch.stack(pieces, dim=1)
+
+    def picture(self, batch: Batch, draws: Draws) -> tuple[Panel, ...]:
+        """Return the window and its views, each at its place and with what was done to it."""
+        seen = self.views(batch, draws)
+        panels, number = [Panel(title="window", signal_BLT=batch.signal_BLT)], 0
+        for name, views in (("long", seen.views_BVLT), ("short", seen.short_BSLT)):
+            if views is None:
+                continue
+            count, samples = views.shape[1], views.shape[3]
+            panels += view_panels(
+                views,
+                title=f"{name} view",
+                notes_V=[self.augmenter.names(view_of(batch, draws, number + view)) for view in range(count)],
+                start_BV=_starts(batch, draws, name, samples, count),
+            )
+            number += count
+        return tuple(panels)
 
     @torch.no_grad()
     def figures(self, tokens_BND: Tensor, first_BD: Tensor, second_BD: Tensor) -> Losses:
@@ -106,9 +117,7 @@ class Cropped(Objective):
         return {
             "target_std": dimension_std(tokens_BND.flatten(0, 1)).mean(),
             "effective_rank": effective_rank(tokens_BND.flatten(0, 1)),
-            "feature_std": dimension_std(first_BD).mean(),
-            "feature_rank": effective_rank(first_BD),
-            "uniformity": uniformity(first_BD),
+            **feature_figures(first_BD),
             "alignment": alignment(first_BD, second_BD),
         }
 
@@ -167,6 +176,11 @@ def crop_samples(name: str, share: float, encoder: Encoder.Config, window_sample
             f"encoder, {encoder.patch_samples} samples; raise it or --data.window-s"
         )
     return samples
+
+
+def _starts(batch: Batch, draws: Draws, name: str, samples: int, count: int) -> Tensor:
+    """Return start_BV, the first sample of each crop of a length."""
+    return (draws.rows(f"{name} crops", count) * (batch.signal_BLT.shape[2] - samples + 1)).long()
 
 
 def by_window(values: Tensor, views: int) -> Tensor:

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from ecgfm.data.augment.base import Augment
 from ecgfm.data.batch import Batch, Draws
+from ecgfm.data.panel import Panel, view_panels
 from ecgfm.encoders.base import Encoder
 from ecgfm.errors import ConfigError
 from ecgfm.nn.masker import Masker, reverse_gradient
@@ -78,7 +79,7 @@ class AdvMask(SimCLR):
         masker_norm: Norm = "batch"
         """Of the masker's convolutions, as of an encoder's."""
         masker: OwnOptim = field(default_factory=OwnOptim)
-        """The masker's own AdamW: at a constant rate, whatever --optim says."""
+        """The masker's own AdamW, whatever --optim says: at a constant rate, the paper's, by default."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -115,9 +116,34 @@ class AdvMask(SimCLR):
         """Return the masker, with its settings."""
         return ((self.masker, self.config.masker),)
 
+    def after_step(self, at: Progress) -> dict[str, float]:
+        """Return the masker's learning rate of the step."""
+        return {"masker_lr": self.config.masker.rate(at)}
+
     def views(self, batch: Batch, draws: Draws) -> Batch:
         """Make the two views, and draw which masks they get."""
         return replace(super().views(batch, draws), uniform_BR=draws.rows("masks", 2))
+
+    @torch.no_grad()
+    def picture(self, batch: Batch, draws: Draws) -> tuple[Panel, ...]:
+        """Return each view that the masker looks at under all its masks, and the views as the encoder gets them."""
+        seen = self.views(batch, draws)
+        assert seen.views_BVLT is not None
+        masked_BVLT, emitted_MNT, applied_BVNT = self._masks(seen)
+        looked_at = len(emitted_MNT) // len(masked_BVLT)
+        masks_BVNT = binarise(emitted_MNT).view(-1, looked_at, *emitted_MNT.shape[1:])
+        panels = []
+        for number, panel in enumerate(view_panels(seen.views_BVLT[:, :looked_at])):
+            masks_BNT = masks_BVNT[:, number]
+            regions = {"mask": masks_BNT}
+            if self.shared_out:
+                regions = {f"mask {mask + 1}": masks_BNT[:, mask, None] for mask in range(masks_BNT.shape[1])}
+            title = f"masks of {panel.title if looked_at > 1 else 'the window'}"
+            panels.append(replace(panel, title=title, regions=regions, masks=True))
+        for number, panel in enumerate(view_panels(masked_BVLT)):
+            hidden = {"hidden": applied_BVNT[:, number]} if number < applied_BVNT.shape[1] else {}
+            panels.append(replace(panel, regions=hidden))
+        return tuple(panels)
 
     def forward(self, batch: Batch, at: Progress) -> Losses:
         """NT-Xent of the masked views, and the penalty of the masks.

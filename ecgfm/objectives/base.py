@@ -8,14 +8,17 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ecgfm import parts
 from ecgfm.data.batch import Batch, Draws
+from ecgfm.data.panel import Panel, view_panels
 from ecgfm.encoders.base import Encoder, build_encoder
 from ecgfm.errors import ConfigError
+from ecgfm.schedules import warmup_cosine
 
 Losses = dict[str, Tensor]
 """`loss` is the one that is minimised; the others are logged. Scalars, on the device."""
@@ -35,10 +38,19 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnOptim:
-    """AdamW of a part that does not follow --optim, such as an adversary; the same over the whole run."""
+    """AdamW of a part that does not follow --optim, such as an adversary."""
 
     lr: float = 1e-4
-    """Learning rate."""
+    """Learning rate; of a cosine the highest one."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The same learning rate over the whole run, or a linear warm-up and a cosine over --optim.schedule-steps, with the
+    three settings below in place of those of --optim."""
+    lr_start: float = 1e-6
+    """Learning rate of the first step of a warm-up."""
+    lr_end: float = 1e-6
+    """Learning rate that a cosine ends at."""
+    warmup_share: float = 0.1
+    """Share of the schedule that a warm-up takes."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Of AdamW's moving averages."""
     eps: float = 1e-8
@@ -47,10 +59,20 @@ class OwnOptim:
     """On the weights of linear layers and convolutions only."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lr < math.inf or not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"lr {self.lr} and weight_decay {self.weight_decay} of a part must be 0 or more")
+        for name in ("lr", "lr_start", "lr_end", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} of a part must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.warmup_share < 1:
+            raise ConfigError(f"warmup_share of a part must be in 0..1 and below 1, got {self.warmup_share}")
         if not all(0 <= beta < 1 for beta in self.betas) or not 0 < self.eps < 1:
             raise ConfigError(f"betas {self.betas} of a part must be in 0..1 and its eps {self.eps} above 0")
+
+    def rate(self, at: Progress) -> float:
+        """Return the learning rate of the step that `at` begins."""
+        if self.schedule == "constant":
+            return self.lr
+        warmup_steps = round(self.warmup_share * at.schedule_steps)
+        return warmup_cosine(at.step, at.schedule_steps, warmup_steps, self.lr_start, self.lr, self.lr_end)
 
 
 class Objective(nn.Module, abc.ABC):
@@ -79,6 +101,11 @@ class Objective(nn.Module, abc.ABC):
         """Return the labels, as `scheme:code`, whose columns the batch must have."""
         return ()
 
+    @classmethod
+    def asks_patients(cls, config: Objective.Config) -> bool:
+        """Tell whether the batch must say whose each window is."""
+        return False
+
     def own_optim(self) -> tuple[tuple[nn.Module, OwnOptim], ...]:
         """Return parts of this objective that are trained with settings of their own."""
         return ()
@@ -86,6 +113,12 @@ class Objective(nn.Module, abc.ABC):
     @abc.abstractmethod
     def views(self, batch: Batch, draws: Draws) -> Batch:
         """Return the batch with its masks or augmentations, on the device, for all rows together."""
+
+    def picture(self, batch: Batch, draws: Draws) -> tuple[Panel, ...]:
+        """Return what a picture shows of a prepared batch: each window, and its views. Nothing here is for training."""
+        seen = self.views(batch, draws)
+        views = [] if seen.views_BVLT is None else view_panels(seen.views_BVLT)
+        return (Panel(title="window", signal_BLT=batch.signal_BLT), *views)
 
     @abc.abstractmethod
     def forward(self, batch: Batch, at: Progress) -> Losses:

@@ -24,8 +24,8 @@ from torch.nn.functional import normalize
 
 from ecgfm.data.batch import Batch
 from ecgfm.encoders.base import Encoder
-from ecgfm.errors import ConfigError
 from ecgfm.nn.projector import projector
+from ecgfm.objectives._checks import check_counts, check_shares
 from ecgfm.objectives._crops import Cropped
 from ecgfm.objectives.base import Losses, Progress
 from ecgfm.schedules import cosine
@@ -47,11 +47,8 @@ class BYOL(Cropped):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            for name in ("hidden", "projection"):
-                if getattr(self, name) < 1:
-                    raise ConfigError(f"--objective.{name} must be at least 1, got {getattr(self, name)}")
-            if not all(0.0 <= value <= 1.0 for value in self.momentum):
-                raise ConfigError(f"--objective.momentum needs values in 0..1, got {self.momentum}")
+            check_counts(self, "hidden", "projection")
+            check_shares(self, "momentum")
 
     config: Config
 
@@ -77,11 +74,12 @@ class BYOL(Cropped):
         assert batch.views_BVLT is not None
         tokens, features, guesses, wanted = [], [], [], []
         for view_BLT in batch.views_BVLT.unbind(1):
-            tokens.append(self.encoder(view_BLT))
-            features.append(self.encoder.pool(tokens[-1]))
+            tokens_BND, features_BD = self.encoder.encode(view_BLT)
+            tokens.append(tokens_BND)
+            features.append(features_BD)
             guesses.append(normalize(self.predictor(self.projector(features[-1])).float(), dim=1))
             with torch.no_grad():
-                target_BD = self.target.pool(self.target(view_BLT))
+                _, target_BD = self.target.encode(view_BLT)
                 wanted.append(normalize(self.target_projector(target_BD).float(), dim=1))
         losses = {"loss": squared_distance(guesses[0], wanted[1]) + squared_distance(guesses[1], wanted[0])}
         if at.measure:

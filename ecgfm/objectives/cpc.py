@@ -26,10 +26,14 @@ from torch import Tensor, nn
 
 from ecgfm import parts
 from ecgfm.data.batch import Batch, Draws
+from ecgfm.data.panel import Panel
 from ecgfm.encoders._contextual import Contextual
 from ecgfm.encoders.base import Encoder
 from ecgfm.errors import ConfigError
-from ecgfm.nn.collapse import alignment, dimension_std, effective_rank, uniformity
+from ecgfm.nn.collapse import alignment, dimension_std, effective_rank, feature_figures
+from ecgfm.nn.heads import exact
+from ecgfm.nn.tokens import token_samples
+from ecgfm.objectives._checks import check_counts
 from ecgfm.objectives.base import Losses, Objective, Progress
 
 
@@ -48,8 +52,7 @@ class CPC(Objective):
         def __post_init__(self) -> None:
             if not self.ahead or min(self.ahead) < 1 or len(set(self.ahead)) < len(self.ahead):
                 raise ConfigError(f"--objective.ahead needs different numbers of at least 1, got {self.ahead}")
-            if self.negatives < 1:
-                raise ConfigError(f"--objective.negatives must be at least 1, got {self.negatives}")
+            check_counts(self, "negatives")
 
     config: Config
     encoder: Contextual
@@ -84,6 +87,35 @@ class CPC(Objective):
         steps = batch.signal_BLT.shape[2] // self.encoder.config.patch_samples
         guessed = steps - min(self.config.ahead)
         return replace(batch, uniform_BR=draws.many("negatives", guessed * self.config.negatives))
+
+    def picture(self, batch: Batch, draws: Draws) -> tuple[Panel, ...]:
+        """Return the window and one of its guesses, from half of it: context, guessed steps, and the others drawn."""
+        uniform_BR, first = self.views(batch, draws).uniform_BR, min(self.config.ahead)
+        assert uniform_BR is not None and batch.rate_hz is not None
+        rows, _, samples = batch.signal_BLT.shape
+        patch = self.encoder.config.patch_samples
+        steps = samples // patch
+        last = (steps - max(self.config.ahead)) // 2
+        other_BSK = other_steps(uniform_BR.view(rows, -1, self.config.negatives), first=first)
+        step_BK = {
+            "context": torch.arange(last + 1).expand(rows, -1),
+            "guessed step": torch.tensor([last + ahead for ahead in self.config.ahead]).expand(rows, -1),
+            # The first of S stands for step `first`, and so this one for step `last + first`.
+            "steps it is told from": other_BSK[:, last],
+        }
+        regions = {name: token_samples(index_BK, patch, samples, leads=1) for name, index_BK in step_BK.items()}
+        half_second = round(0.5 * batch.rate_hz)
+        around = slice(max((last + 1) * patch - half_second, 0), (last + max(self.config.ahead)) * patch + half_second)
+        return (
+            Panel(title="window", signal_BLT=batch.signal_BLT, regions=regions),
+            Panel(
+                title="around the guess",
+                signal_BLT=batch.signal_BLT[:, :, around],
+                start_B=torch.full((rows,), around.start),
+                regions={name: inside_BLT[:, :, around] for name, inside_BLT in regions.items()},
+                alone=True,
+            ),
+        )
 
     def forward(self, batch: Batch, at: Progress) -> Losses:
         """InfoNCE of later steps, the mean over windows, steps and what is guessed ahead.
@@ -124,15 +156,12 @@ class CPC(Objective):
 
     @torch.no_grad()
     def _figures(self, latents_BND: Tensor, context_BND: Tensor, guess_BSD: Tensor, right_BSD: Tensor) -> Losses:
-        features_BD = self.encoder.pool(context_BND)
         std_D = dimension_std(latents_BND.flatten(0, 1))
         return {
             "target_std": std_D.mean(),
             "target_std_least": std_D.min(),
             "effective_rank": effective_rank(context_BND.flatten(0, 1)),
-            "feature_std": dimension_std(features_BD).mean(),
-            "feature_rank": effective_rank(features_BD),
-            "uniformity": uniformity(features_BD),
+            **feature_figures(self.encoder.pool(context_BND)),
             "alignment": alignment(guess_BSD.flatten(0, 1), right_BSD.flatten(0, 1)),
         }
 
@@ -157,7 +186,5 @@ def other_steps(uniform_BSK: Tensor, first: int) -> Tensor:
 
 def _products(guess_BSD: Tensor, latents_BND: Tensor) -> Tensor:
     """Return product_BSN in float32: over 512 features bfloat16 would err by more than the steps differ."""
-    device = guess_BSD.device.type
-    # Where operations are only counted there is no autocast.
-    with torch.autocast("cpu" if device == "meta" else device, enabled=False):
+    with exact(guess_BSD.device):
         return torch.bmm(guess_BSD, latents_BND.transpose(1, 2))

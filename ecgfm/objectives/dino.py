@@ -7,7 +7,8 @@ softmax of the teacher's and the student's head for every pair of different crop
 momentum 0.996 -> 1 by a cosine; its outputs are centred by a moving average of their mean (0.9) and sharpened, at
 temperature 0.04 -> 0.07 over the first 30 of 100 epochs, the student's being 0.1; head of three layers of 2048, 256
 and 65,536 prototypes of length 1.
-Code says: prototypes have length 1 unless asked otherwise; their gradient is dropped during the first epoch.
+Code says: prototypes have length 1 unless asked otherwise; their gradient is dropped during the first epoch; batch norm
+in the head on request, over all crops at once (here over the long ones and the short ones apart).
 Ours: crops of time (see _crops.py); the encoder's pooled features in place of a class token; 4096 prototypes by
 default, for which a batch of 64 on a CPU has the time; the centre moves once per optimizer step, by the outputs of all
 its micro-batches on all ranks; no gradient is dropped.
@@ -28,7 +29,10 @@ from ecgfm.data.batch import Batch
 from ecgfm.encoders.base import Encoder
 from ecgfm.errors import ConfigError
 from ecgfm.nn.collapse import target_entropy, usage_entropy
+from ecgfm.nn.gather import num_ranks
 from ecgfm.nn.heads import PrototypeHead
+from ecgfm.nn.projector import HeadNorm
+from ecgfm.objectives._checks import check_counts, check_shares
 from ecgfm.objectives._crops import NUM_LONG, MultiCropped, by_window
 from ecgfm.objectives.base import Losses, Progress
 from ecgfm.schedules import cosine, linear
@@ -47,6 +51,9 @@ class DINO(MultiCropped):
         """Width of the head's hidden layers."""
         head_bottleneck: int = 256
         """Width of the vectors that are compared with the prototypes."""
+        head_norm: HeadNorm = "none"
+        """After the head's hidden layers. Where windows look alike to the encoder and steps are few, "batch" keeps the
+        targets from becoming those of a guess at random (`target_entropy` 1)."""
         momentum: tuple[float, float] = (0.996, 1.0)
         """Of the teacher's moving average, at the schedule's start and end."""
         student_temperature: float = 0.1
@@ -60,13 +67,10 @@ class DINO(MultiCropped):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            for name in ("prototypes", "head_hidden", "head_bottleneck"):
-                if (number := getattr(self, name)) < 1 + (name == "prototypes"):
-                    raise ConfigError(f"--objective.{_flag(name)} is too small: {number}")
-            for name in ("momentum", "center_momentum", "temperature_warmup_share"):
-                value = getattr(self, name)
-                if not all(0.0 <= one <= 1.0 for one in (value if isinstance(value, tuple) else (value,))):
-                    raise ConfigError(f"--objective.{_flag(name)} needs values in 0..1, got {value}")
+            check_counts(self, "head_hidden", "head_bottleneck")
+            if self.prototypes < 2:
+                raise ConfigError(f"--objective.prototypes must be at least 2, got {self.prototypes}")
+            check_shares(self, "momentum", "center_momentum", "temperature_warmup_share")
             if not min(self.student_temperature, *self.teacher_temperature) > 0.0:
                 raise ConfigError("--objective.student-temperature and -teacher-temperature must be above 0")
 
@@ -75,7 +79,9 @@ class DINO(MultiCropped):
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        self.head = PrototypeHead(encoder.config.width, config.head_hidden, config.head_bottleneck, config.prototypes)
+        self.head = PrototypeHead(
+            encoder.config.width, config.head_hidden, config.head_bottleneck, config.prototypes, config.head_norm
+        )
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
         self.register_buffer("center_K", torch.zeros(config.prototypes))
@@ -120,6 +126,8 @@ class DINO(MultiCropped):
         start, end = self.config.teacher_temperature
         return linear(at.step, warmup_steps, start, end) if warmup_steps else end
 
+    # torch.compile takes a number of the module for a constant, and would compile the forward anew at each step.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _see(self, cosines_BVK: Tensor, at: Progress) -> None:
         """Keep what the centre will move by; of a step that was dropped, nothing is left."""
         if not self.training:
@@ -133,9 +141,9 @@ class DINO(MultiCropped):
         assert self._seen and self._seen_in == at.step, "a step is finished after its forward"
         mean_K = torch.stack(self._seen).mean(dim=0)
         self._seen = []
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if num_ranks() > 1:
             dist.all_reduce(mean_K)
-            mean_K /= dist.get_world_size()
+            mean_K /= num_ranks()
         self.center_K.lerp_(mean_K, 1.0 - self.config.center_momentum)
         return {"teacher_temperature": self._teacher_temperature(at)}
 
@@ -154,11 +162,6 @@ class DINO(MultiCropped):
 
 def _encode(encoder: Encoder, head: PrototypeHead, views_BVLT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return tokens, shape (B, V, N, D), features, (B, V, D), and the head's cosines, (B, V, K), in float32."""
-    tokens = encoder(views_BVLT.flatten(0, 1))
-    features = encoder.pool(tokens)
+    tokens, features = encoder.encode(views_BVLT.flatten(0, 1))
     views = views_BVLT.shape[1]
     return by_window(tokens, views), by_window(features, views), by_window(head(features).float(), views)
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")

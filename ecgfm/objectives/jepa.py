@@ -28,11 +28,13 @@ from torch.nn import functional
 from ecgfm import parts
 from ecgfm.data.batch import Batch, Draws
 from ecgfm.data.masks import hide_blocks, hide_random, split_tokens
-from ecgfm.encoders.base import Encoder
+from ecgfm.data.panel import Panel
+from ecgfm.encoders.base import Encoder, check_window
 from ecgfm.errors import ConfigError
-from ecgfm.nn.collapse import alignment, dimension_std, effective_rank, uniformity
+from ecgfm.nn.collapse import alignment, dimension_std, effective_rank, feature_figures
 from ecgfm.nn.predictor import Predictor
-from ecgfm.nn.tokens import by_lead, take
+from ecgfm.nn.tokens import by_lead, take, token_samples
+from ecgfm.objectives._checks import check_counts, check_drops_tokens, check_pool_is_mean, check_shares
 from ecgfm.objectives.base import Losses, Objective, Progress
 from ecgfm.schedules import linear
 
@@ -71,11 +73,8 @@ class JEPA(Objective):
             low, high = self.mask_ratio
             if not 0.0 < low <= high < 1.0:
                 raise ConfigError(f"--objective.mask-ratio needs 0 < low <= high < 1, got {low} {high}")
-            if not all(0.0 <= value <= 1.0 for value in self.momentum):
-                raise ConfigError(f"--objective.momentum needs values in 0..1, got {self.momentum}")
-            for name in ("min_block", "predictor_width", "predictor_depth", "predictor_heads"):
-                if (value := getattr(self, name)) is not None and value < 1:
-                    raise ConfigError(f"--objective.{name.replace('_', '-')} must be at least 1, got {value}")
+            check_shares(self, "momentum")
+            check_counts(self, "min_block", "predictor_width", "predictor_depth", "predictor_heads")
 
     config: Config
 
@@ -83,20 +82,13 @@ class JEPA(Objective):
     def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int, rate_hz: float) -> None:
         """Refuse an encoder that cannot drop tokens, and windows that the masks or patches do not fill."""
         assert isinstance(config, JEPA.Config)
-        name = parts.kind_of(type(encoder))
-        if not parts.load("ecgfm.encoders", name, Encoder).drops_tokens:  # type: ignore[type-abstract]
-            raise ConfigError(
-                f"the objective jepa needs an encoder that can leave tokens out, and {name} cannot; use vit"
-            )
-        if window_samples % encoder.patch_samples:
-            raise ConfigError(
-                f"windows of {window_samples} samples are not filled by patches of {encoder.patch_samples}; "
-                "change --data.window-s or --encoder.patch-samples"
-            )
+        check_drops_tokens("jepa", encoder)
+        check_pool_is_mean("jepa", encoder)
+        check_window(encoder, window_samples)
         if config.mask_leads == "apart" and not encoder.leads_apart:
             raise ConfigError(
-                f"--objective.mask-leads apart needs an encoder with tokens of each lead, and {name} has none; use "
-                "vit_leadtime, or leave it out"
+                f"--objective.mask-leads apart needs an encoder with tokens of each lead, and "
+                f"{parts.kind_of(type(encoder))} has none; use vit_leadtime, or leave it out"
             )
         tokens = window_samples // encoder.patch_samples
         fewest, most = (tokens - kept_tokens(share, tokens) for share in config.mask_ratio)
@@ -137,6 +129,14 @@ class JEPA(Objective):
         keep_BK, hide_BM = split_tokens(hidden_BN, hidden * self.num_leads)
         return replace(batch, keep_BK=keep_BK, hide_BM=hide_BM)
 
+    def picture(self, batch: Batch, draws: Draws) -> tuple[Panel, ...]:
+        """Return the window and which of its tokens the encoder does not see."""
+        hide_BM = self.views(batch, draws).hide_BM
+        assert hide_BM is not None
+        hidden_BLT = token_samples(hide_BM, self.patch_samples, batch.signal_BLT.shape[2], leads=self.num_leads)
+        regions = {"hidden from the encoder": hidden_BLT}
+        return (Panel(title="window", signal_BLT=batch.signal_BLT, regions=regions, masks=True),)
+
     def forward(self, batch: Batch, at: Progress) -> Losses:
         """Error of the guesses, the mean over the hidden tokens and their features.
 
@@ -173,15 +173,12 @@ class JEPA(Objective):
 
     @torch.no_grad()
     def _figures(self, target_BND: Tensor, wanted_BMD: Tensor, guess_BMD: Tensor) -> Losses:
-        features_BD = self.target.pool(target_BND)
         std_D = dimension_std(wanted_BMD.flatten(0, 1))
         return {
             "target_std": std_D.mean(),
             "target_std_least": std_D.min(),
             "effective_rank": effective_rank(target_BND.flatten(0, 1)),
-            "feature_std": dimension_std(features_BD).mean(),
-            "feature_rank": effective_rank(features_BD),
-            "uniformity": uniformity(features_BD),
+            **feature_figures(self.target.pool(target_BND)),
             # The paper's pairs are two views of a record; ours are a target's token and its guess from the others.
             "alignment": alignment(guess_BMD.flatten(0, 1), wanted_BMD.flatten(0, 1)),
         }

@@ -22,16 +22,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from ecgfm.data.batch import Batch, Draws
 from ecgfm.encoders.base import Encoder
 from ecgfm.errors import ConfigError
-from ecgfm.nn.gather import gather_rows
+from ecgfm.nn.gather import gather_rows, num_ranks
 from ecgfm.nn.heads import exact
 from ecgfm.nn.projector import projector
+from ecgfm.objectives._checks import check_widths
 from ecgfm.objectives._crops import NUM_LONG, MultiCropped, by_window
 from ecgfm.objectives.base import Losses, Progress
 
@@ -56,8 +56,7 @@ class LeJEPA(MultiCropped):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if not self.projector or min(self.projector) < 1:
-                raise ConfigError(f"--objective.projector needs widths of at least 1, got {self.projector}")
+            check_widths(self.projector)
             if not 0.0 <= self.gaussian <= 1.0:
                 raise ConfigError(f"--objective.gaussian must be 0 to 1, got {self.gaussian}")
             if self.num_directions < 1 or self.num_points < 3 or self.num_points % 2 == 0:
@@ -86,13 +85,12 @@ class LeJEPA(MultiCropped):
             of nn/collapse.py.
         """
         assert batch.views_BVLT is not None
-        tokens = self.encoder(batch.views_BVLT.flatten(0, 1))
-        features = self.encoder.pool(tokens)
+        tokens, features = self.encoder.encode(batch.views_BVLT.flatten(0, 1))
         embedding_BVE = by_window(self.projector(features).float(), NUM_LONG)
         center_B1E = embedding_BVE.mean(dim=1, keepdim=True)
         if batch.short_BSLT is not None:
             short_BSLT = batch.short_BSLT
-            short = self.projector(self.encoder.pool(self.encoder(short_BSLT.flatten(0, 1)))).float()
+            short = self.projector(self.encoder.encode(short_BSLT.flatten(0, 1))[1]).float()
             embedding_BVE = torch.cat([embedding_BVE, by_window(short, short_BSLT.shape[1])], dim=1)
         prediction = (embedding_BVE - center_B1E).square().mean()
         gaussian = self._sigreg(embedding_BVE, at.step if self.training else 0)
@@ -124,7 +122,7 @@ class LeJEPA(MultiCropped):
             real_VSP = _over_ranks(phase_BVSP.cos().mean(dim=0), gather=self.training)
             imaginary_VSP = _over_ranks(phase_BVSP.sin().mean(dim=0), gather=self.training)
             apart_VSP = (real_VSP - wanted_P).square() + imaginary_VSP.square()
-            windows = len(embedding_BVE) * (_ranks() if self.training else 1)
+            windows = len(embedding_BVE) * (num_ranks() if self.training else 1)
             return windows * (apart_VSP * weight_P).sum(dim=2).mean()
 
     def published(self) -> Encoder:
@@ -135,7 +133,3 @@ class LeJEPA(MultiCropped):
 def _over_ranks(mean: Tensor, *, gather: bool) -> Tensor:
     """Return the mean over ranks of a mean over as many rows on each."""
     return gather_rows(mean[None])[0].mean(dim=0) if gather else mean
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -31,11 +31,13 @@ from torch.nn import functional
 from ecgfm import parts
 from ecgfm.data.batch import Batch, Draws
 from ecgfm.data.masks import hide_random, split_tokens
+from ecgfm.data.panel import Panel
 from ecgfm.encoders.base import Encoder, check_window
 from ecgfm.errors import ConfigError
-from ecgfm.nn.collapse import dimension_std, effective_rank, uniformity
+from ecgfm.nn.collapse import effective_rank, feature_figures
 from ecgfm.nn.predictor import Predictor
-from ecgfm.nn.tokens import by_lead, patches, take
+from ecgfm.nn.tokens import by_lead, patches, take, token_samples, unpatch
+from ecgfm.objectives._checks import check_counts, check_drops_tokens, check_pool_is_mean
 from ecgfm.objectives.base import Losses, Objective, Progress
 
 TARGET_EPS = 1e-6
@@ -68,11 +70,7 @@ class MAE(Objective):
         def __post_init__(self) -> None:
             if not 0.0 < self.mask_ratio < 1.0:
                 raise ConfigError(f"--objective.mask-ratio must be between 0 and 1, got {self.mask_ratio}")
-            for name in ("decoder_width", "decoder_depth", "decoder_heads"):
-                if getattr(self, name) < 1:
-                    raise ConfigError(
-                        f"--objective.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
-                    )
+            check_counts(self, "decoder_width", "decoder_depth", "decoder_heads")
             if self.decoder_width % self.decoder_heads or self.decoder_width % 2:
                 raise ConfigError(
                     f"--objective.decoder-width {self.decoder_width} must be even and a multiple of "
@@ -90,17 +88,13 @@ class MAE(Objective):
     def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int, rate_hz: float) -> None:
         """Refuse an encoder that cannot drop tokens, and windows that the masks or patches do not fill."""
         assert isinstance(config, MAE.Config)
-        name = parts.kind_of(type(encoder))
-        if not parts.load("ecgfm.encoders", name, Encoder).drops_tokens:  # type: ignore[type-abstract]
-            raise ConfigError(
-                f"the objective mae needs an encoder that can leave tokens out, and {name} cannot; use vit or "
-                "vit_leadtime"
-            )
+        check_drops_tokens("mae", encoder)
+        check_pool_is_mean("mae", encoder)
         check_window(encoder, window_samples)
         if not encoder.leads_apart and (config.hide != "patches" or config.decode != "apart"):
             raise ConfigError(
                 f"--objective.hide {config.hide} with --objective.decode {config.decode} needs an encoder with tokens "
-                f"of each lead, and {name} has none; use vit_leadtime, or patches and apart"
+                f"of each lead, and {parts.kind_of(type(encoder))} has none; use vit_leadtime, or patches and apart"
             )
         if config.norm_target and (values := _patch_values(encoder)) < 2:
             raise ConfigError(f"a patch of {values} value has no deviation: give --objective.no-norm-target")
@@ -143,6 +137,39 @@ class MAE(Objective):
         keep_BK, hide_BM = split_tokens(hidden_BN, hidden * (steps * leads // of))
         return replace(batch, keep_BK=keep_BK, hide_BM=hide_BM)
 
+    @torch.no_grad()
+    def picture(self, batch: Batch, draws: Draws) -> tuple[Panel, ...]:
+        """Return the window, its hidden patches and what is guessed there.
+
+        Where targets are normalised the guess has no mean and size of its own: it gets those of the patch, as in the
+        figures of He et al.
+        """
+        seen, settings = self.views(batch, draws), self.encoder.config
+        assert seen.hide_BM is not None
+        _, guess_BMP = self._reconstruct(seen)
+        patches_BNP = self._patches(batch.signal_BLT)
+        if self.config.norm_target:
+            var_BM1, mean_BM1 = torch.var_mean(take(patches_BNP, seen.hide_BM), dim=2, keepdim=True)
+            guess_BMP = guess_BMP * (var_BM1 + TARGET_EPS).sqrt() + mean_BM1
+        index_BMP = seen.hide_BM[:, :, None].expand(guess_BMP.shape)
+        guess_BNP = torch.full_like(patches_BNP, torch.nan).scatter(1, index_BMP, guess_BMP)
+        panel = Panel(
+            title="window",
+            signal_BLT=batch.signal_BLT,
+            regions={
+                "hidden from the encoder": token_samples(
+                    seen.hide_BM,
+                    settings.patch_samples,
+                    batch.signal_BLT.shape[2],
+                    leads=settings.num_leads if settings.leads_apart else 1,
+                )
+            },
+            masks=True,
+            notes=("guessed with each patch's own mean and size",) * len(guess_BMP) if self.config.norm_target else (),
+            guess_BLT=unpatch(guess_BNP, settings.num_leads, leads_apart=settings.leads_apart),
+        )
+        return (panel,)
+
     def forward(self, batch: Batch, at: Progress) -> Losses:
         """Mean squared error over the samples of the hidden patches.
 
@@ -155,12 +182,8 @@ class MAE(Objective):
             of the visible tokens, and of their pooled features `feature_std`, `feature_rank` and `uniformity`; see
             nn/collapse.py. Without `norm_target` also `mse_mv2`, the error in square millivolt.
         """
-        assert batch.keep_BK is not None and batch.hide_BM is not None
-        context_BKD = self.encoder(batch.signal_BLT, batch.keep_BK)
-        steps = (batch.keep_BK.shape[1] + batch.hide_BM.shape[1]) // self.num_leads
-        keep_RK, hide_RM = (by_lead(index, self.num_leads, steps) for index in (batch.keep_BK, batch.hide_BM))
-        guess_RMP = self.decoder(context_BKD.reshape(*keep_RK.shape, -1), keep_RK, hide_RM)
-        guess_BMP = guess_RMP.reshape(*batch.hide_BM.shape, -1).float()
+        assert batch.hide_BM is not None
+        context_BKD, guess_BMP = self._reconstruct(batch)
         wanted_BMP = take(self._patches(batch.signal_BLT), batch.hide_BM)
         if self.config.norm_target:
             var_BM1, mean_BM1 = torch.var_mean(wanted_BMP, dim=2, keepdim=True)
@@ -170,18 +193,24 @@ class MAE(Objective):
             losses |= self._figures(context_BKD, guess_BMP, wanted_BMP, batch)
         return losses
 
+    def _reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return context_BKD, the visible tokens, and guess_BMP, the hidden patches."""
+        assert batch.keep_BK is not None and batch.hide_BM is not None
+        context_BKD = self.encoder(batch.signal_BLT, batch.keep_BK)
+        steps = (batch.keep_BK.shape[1] + batch.hide_BM.shape[1]) // self.num_leads
+        keep_RK, hide_RM = (by_lead(index, self.num_leads, steps) for index in (batch.keep_BK, batch.hide_BM))
+        guess_RMP = self.decoder(context_BKD.reshape(*keep_RK.shape, -1), keep_RK, hide_RM)
+        return context_BKD, guess_RMP.reshape(*batch.hide_BM.shape, -1).float()
+
     def _patches(self, signal_BLT: Tensor) -> Tensor:
         settings = self.encoder.config
         return patches(signal_BLT.float(), settings.patch_samples, leads_apart=settings.leads_apart)
 
     @torch.no_grad()
     def _figures(self, context_BKD: Tensor, guess_BMP: Tensor, wanted_BMP: Tensor, batch: Batch) -> Losses:
-        features_BD = self.encoder.pool(context_BKD)
         figures = {
             "effective_rank": effective_rank(context_BKD.flatten(0, 1)),
-            "feature_std": dimension_std(features_BD).mean(),
-            "feature_rank": effective_rank(features_BD),
-            "uniformity": uniformity(features_BD),
+            **feature_figures(self.encoder.pool(context_BKD)),
         }
         if not self.config.norm_target and batch.std_mv_BL is not None:
             assert batch.hide_BM is not None

@@ -19,36 +19,37 @@ Shapes: B windows, M micro-batches, K keys, L leads, T samples, D features, E em
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ecgfm.data.augment.base import Augment, Augmenter
+from ecgfm.data.augment.base import Augment
 from ecgfm.data.augment.baseline_shift import BaselineShift
 from ecgfm.data.augment.gaussian_noise import GaussianNoise
 from ecgfm.data.augment.gaussian_smoothing import GaussianSmoothing
 from ecgfm.data.augment.random_erasing import RandomErasing
 from ecgfm.data.augment.resizing import Resizing
-from ecgfm.data.batch import Batch, Draws
+from ecgfm.data.batch import Batch
 from ecgfm.encoders.base import Encoder
-from ecgfm.errors import ConfigError
 from ecgfm.nn.gather import gather_rows
 from ecgfm.nn.heads import exact
 from ecgfm.nn.projector import HeadNorm, projector
-from ecgfm.objectives._contrastive import check_head, check_temperature, figures, two_views, unit
-from ecgfm.objectives.base import Losses, Objective, Progress
+from ecgfm.objectives._checks import check_counts, check_shares, check_widths
+from ecgfm.objectives._contrastive import figures, unit
+from ecgfm.objectives._views import TwoViews
+from ecgfm.objectives.base import Losses, Progress
 
 FIVE = (GaussianNoise.Config(), GaussianSmoothing.Config(), RandomErasing.Config(), Resizing.Config())
 FIVE_TRANSFORMS = Augment(transforms=(*FIVE, BaselineShift.Config()), pick=2)
 """Of Nakamoto et al. 2021."""
 
 
-class MoCo(Objective):
+class MoCo(TwoViews):
     """Find the key of the same window among those of a queue."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Objective.Config):
+    class Config(TwoViews.Config):
         """Settings of MoCo v1 and v2."""
 
         augment: Augment = FIVE_TRANSFORMS
@@ -65,12 +66,10 @@ class MoCo(Objective):
         """After each hidden layer of the head."""
 
         def __post_init__(self) -> None:
-            check_temperature(self.temperature)
-            check_head(self.projector)
-            if self.queue < 1:
-                raise ConfigError(f"--objective.queue must be at least 1, got {self.queue}")
-            if not 0.0 <= self.momentum <= 1.0:
-                raise ConfigError(f"--objective.momentum must be in 0..1, got {self.momentum}")
+            super().__post_init__()
+            check_widths(self.projector, empty=True)
+            check_counts(self, "queue")
+            check_shares(self, "momentum")
 
     config: Config
     queue_KE: Tensor
@@ -78,15 +77,8 @@ class MoCo(Objective):
     place: Tensor
     """int64: where the next key goes."""
 
-    @classmethod
-    def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int, rate_hz: float) -> None:
-        """Refuse windows that the transforms cannot change; every encoder will do."""
-        assert isinstance(config, MoCo.Config)
-        config.augment.check(encoder.num_leads, window_samples, rate_hz)
-
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        self.augmenter = Augmenter(config.augment)
         self.projector = projector(encoder.config.width, config.projector, norm=config.projector_norm)
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
@@ -96,15 +88,11 @@ class MoCo(Objective):
         self._step = -1
         self._keys: list[Tensor] = []
 
-    def views(self, batch: Batch, draws: Draws) -> Batch:
-        """Make a view for the query and one for the key."""
-        return replace(batch, views_BVLT=two_views(batch, draws, self.augmenter))
-
     def forward(self, batch: Batch, at: Progress) -> Losses:
         """Cross-entropy of finding a window's key beside those of the queue, a mean over this rank's windows.
 
         Args:
-            batch: Normalised `views_BVLT`.
+            batch: Normalised `views_BVLT`: one for the query and one for the key.
             at: Where the run stands.
 
         Returns:
@@ -114,8 +102,8 @@ class MoCo(Objective):
         assert batch.views_BVLT is not None
         query_view_BLT, key_view_BLT = batch.views_BVLT.unbind(dim=1)
         with torch.no_grad():
-            key_BE = unit(self.key_projector(self.key_encoder.pool(self.key_encoder(key_view_BLT))))
-        features_BD = self.encoder.pool(self.encoder(query_view_BLT))
+            key_BE = unit(self.key_projector(self.key_encoder.encode(key_view_BLT)[1]))
+        _, features_BD = self.encoder.encode(query_view_BLT)
         query_BE = unit(self.projector(features_BD))
         with exact(query_BE.device):
             own_B1 = (query_BE * key_BE).sum(dim=1, keepdim=True)
@@ -159,7 +147,3 @@ class MoCo(Objective):
         self.queue_KE[index_N % len(self.queue_KE)] = newest_NE
         self.place.add_(len(newest_NE)).remainder_(len(self.queue_KE))
         return {}
-
-    def published(self) -> Encoder:
-        """Return the query encoder without its head."""
-        return self.encoder

@@ -16,28 +16,30 @@ Shapes: B windows, V views, N windows of all ranks, D features, E embedding.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ecgfm.data.augment.base import Augment, Augmenter
-from ecgfm.data.batch import Batch, Draws
+from ecgfm.data.augment.base import Augment
+from ecgfm.data.batch import Batch
 from ecgfm.encoders.base import Encoder
 from ecgfm.errors import ConfigError
 from ecgfm.nn.gather import gather_rows
 from ecgfm.nn.projector import HeadNorm, projector
-from ecgfm.objectives._contrastive import check_head, check_temperature, figures, info_nce, two_views, unit
-from ecgfm.objectives.base import Losses, Objective, Progress
+from ecgfm.objectives._checks import check_shares, check_widths
+from ecgfm.objectives._contrastive import both_ways, figures, unit
+from ecgfm.objectives._views import TwoViews
+from ecgfm.objectives.base import Losses, Progress
 from ecgfm.objectives.moco import FIVE_TRANSFORMS
 from ecgfm.schedules import cosine
 
 
-class MoCoV3(Objective):
+class MoCoV3(TwoViews):
     """Predict the key of a window's other view among the keys of a batch."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Objective.Config):
+    class Config(TwoViews.Config):
         """Settings of MoCo v3."""
 
         augment: Augment = FIVE_TRANSFORMS
@@ -54,28 +56,20 @@ class MoCoV3(Objective):
         """After each layer of both heads."""
 
         def __post_init__(self) -> None:
-            check_temperature(self.temperature)
-            check_head(self.projector)
-            check_head(self.predictor, "predictor")
+            super().__post_init__()
+            check_widths(self.projector, empty=True)
+            check_widths(self.predictor, "predictor", empty=True)
+            check_shares(self, "momentum")
             if not self.projector or self.predictor[-1:] != self.projector[-1:]:
                 raise ConfigError(
                     f"--objective.predictor {self.predictor} must end in as many features as --objective.projector "
                     f"{self.projector}, and neither can be empty"
                 )
-            if not all(0.0 <= value <= 1.0 for value in self.momentum):
-                raise ConfigError(f"--objective.momentum needs values in 0..1, got {self.momentum}")
 
     config: Config
 
-    @classmethod
-    def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int, rate_hz: float) -> None:
-        """Refuse windows that the transforms cannot change; every encoder will do."""
-        assert isinstance(config, MoCoV3.Config)
-        config.augment.check(encoder.num_leads, window_samples, rate_hz)
-
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        self.augmenter = Augmenter(config.augment)
         self.projector = projector(
             encoder.config.width, config.projector, norm=config.head_norm, last_norm=config.head_norm
         )
@@ -84,10 +78,6 @@ class MoCoV3(Objective):
         )
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
-
-    def views(self, batch: Batch, draws: Draws) -> Batch:
-        """Make the two views."""
-        return replace(batch, views_BVLT=two_views(batch, draws, self.augmenter))
 
     def forward(self, batch: Batch, at: Progress) -> Losses:
         """Algorithm 1, a mean over this rank's windows, each compared with the keys of all ranks.
@@ -105,16 +95,15 @@ class MoCoV3(Objective):
         assert batch.views_BVLT is not None
         views = batch.views_BVLT.unbind(dim=1)
         with torch.no_grad():
-            keys = [unit(self.key_projector(self.key_encoder.pool(self.key_encoder(view_BLT)))) for view_BLT in views]
-        features = [self.encoder.pool(self.encoder(view_BLT)) for view_BLT in views]
+            keys = [unit(self.key_projector(self.key_encoder.encode(view_BLT)[1])) for view_BLT in views]
+        features = [self.encoder.encode(view_BLT)[1] for view_BLT in views]
         queries = [unit(self.predictor(self.projector(features_BD))) for features_BD in features]
         candidate_NVE, first = torch.stack(keys, dim=1), 0
         if self.training:
             candidate_NVE, first = gather_rows(candidate_NVE)
-        own_B = first + torch.arange(len(queries[0]), device=queries[0].device)
         tau = self.config.temperature
-        found = [info_nce(queries[one], candidate_NVE[:, 1 - one], own_B, tau) for one in (0, 1)]
-        losses = {"loss": 2 * tau * (found[0][0] + found[1][0]), "found_first": (found[0][1] + found[1][1]) / 2}
+        mean, found_first = both_ways(torch.stack(queries, dim=1), candidate_NVE, first, tau)
+        losses = {"loss": 4 * tau * mean, "found_first": found_first}
         if at.measure:
             losses |= figures(torch.stack(features, dim=1), torch.stack([queries[0], keys[1]], dim=1))
         return losses
@@ -126,7 +115,3 @@ class MoCoV3(Objective):
     def momentum(self, at: Progress) -> float:
         """Return the momentum of a step, on half a cosine from the first to the last."""
         return cosine(at.step, at.schedule_steps, *self.config.momentum)
-
-    def published(self) -> Encoder:
-        """Return the query encoder without its heads."""
-        return self.encoder

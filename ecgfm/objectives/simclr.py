@@ -20,24 +20,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ecgfm.data.augment.base import Augment, Augmenter
+from ecgfm.data.augment.base import Augment
 from ecgfm.data.augment.three_kg import ThreeKG
 from ecgfm.data.batch import Batch, Draws
+from ecgfm.data.panel import Panel
 from ecgfm.encoders.base import Encoder
 from ecgfm.nn.gather import gather_rows
 from ecgfm.nn.projector import HeadNorm, projector
-from ecgfm.objectives._contrastive import check_head, check_temperature, figures, info_nce, two_views, unit
-from ecgfm.objectives.base import Losses, Objective, Progress
+from ecgfm.objectives._checks import check_widths
+from ecgfm.objectives._contrastive import figures, info_nce, unit
+from ecgfm.objectives._views import TwoViews, view_of
+from ecgfm.objectives.base import Losses, Progress
 
 TURNED = Augment(transforms=(ThreeKG.Config(),))
 """The best of the fixed augmentations of Bo et al. 2022."""
 
 
-class SimCLR(Objective):
+class SimCLR(TwoViews):
     """Find the other view of a window among all views of a batch."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Objective.Config):
+    class Config(TwoViews.Config):
         """Settings of SimCLR."""
 
         augment: Augment = TURNED
@@ -52,26 +55,28 @@ class SimCLR(Objective):
         """After each hidden layer of the head."""
 
         def __post_init__(self) -> None:
-            check_temperature(self.temperature)
-            check_head(self.projector)
+            super().__post_init__()
+            check_widths(self.projector, empty=True)
 
     config: Config
 
-    @classmethod
-    def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int, rate_hz: float) -> None:
-        """Refuse windows that the transforms cannot change; every encoder will do."""
-        assert isinstance(config, SimCLR.Config)
-        config.augment.check(encoder.num_leads, window_samples, rate_hz)
-
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        self.augmenter = Augmenter(config.augment)
         self.projector = projector(encoder.config.width, config.projector, norm=config.projector_norm)
 
     def views(self, batch: Batch, draws: Draws) -> Batch:
-        """Make the two views."""
-        views_BVLT = two_views(batch, draws, self.augmenter, augment_both=self.config.augmented == "both")
-        return replace(batch, views_BVLT=views_BVLT)
+        """Make the two views, of which one may be the window itself."""
+        if self.config.augmented == "both":
+            return super().views(batch, draws)
+        first_BLT = self.augmenter(batch.signal_BLT, view_of(batch, draws, 0))
+        return replace(batch, views_BVLT=torch.stack([first_BLT, batch.signal_BLT], dim=1))
+
+    def picture(self, batch: Batch, draws: Draws) -> tuple[Panel, ...]:
+        """Return the window and its views, with what was done to each."""
+        window, first, second = super().picture(batch, draws)
+        if self.config.augmented == "one":
+            second = replace(second, notes=("unchanged",) * len(second.notes))
+        return window, first, second
 
     def forward(self, batch: Batch, at: Progress) -> Losses:
         """NT-Xent: a mean over this rank's views, each compared with those of all ranks.
@@ -88,17 +93,13 @@ class SimCLR(Objective):
         """
         assert batch.views_BVLT is not None
         rows, views = batch.views_BVLT.shape[:2]
-        features_MD = self.encoder.pool(self.encoder(batch.views_BVLT.flatten(0, 1)))
+        _, features_MD = self.encoder.encode(batch.views_BVLT.flatten(0, 1))
         embedding_ME = unit(self.projector(features_MD))
         loss, found_first = nt_xent(embedding_ME, self.config.temperature, gather=self.training)
         losses = {"loss": loss, "found_first": found_first}
         if at.measure:
             losses |= figures(features_MD.view(rows, views, -1), embedding_ME.view(rows, views, -1))
         return losses
-
-    def published(self) -> Encoder:
-        """Return the encoder without its head (section 4.2)."""
-        return self.encoder
 
 
 def nt_xent(embedding_ME: Tensor, temperature: float, *, gather: bool = True) -> tuple[Tensor, Tensor]:

@@ -22,10 +22,13 @@ from torch.nn import functional
 
 from ecgfm.data.batch import Batch, Draws
 from ecgfm.data.labels import label_names
+from ecgfm.data.panel import Panel
 from ecgfm.encoders.base import Encoder, check_window
 from ecgfm.errors import ConfigError
 from ecgfm.nn.collapse import dimension_std, effective_rank
+from ecgfm.nn.gather import num_ranks
 from ecgfm.nn.norms import Norm, channel_norm
+from ecgfm.objectives._checks import check_counts, check_pool_is_mean
 from ecgfm.objectives.base import Losses, Objective, Progress
 
 
@@ -51,8 +54,7 @@ class Supervised(Objective):
             label_names(self.labels)
             if not 0.0 <= self.dropout < 1.0:
                 raise ConfigError(f"--objective.dropout must be 0 to below 1, got {self.dropout}")
-            if self.hidden is not None and self.hidden < 1:
-                raise ConfigError(f"--objective.hidden must be at least 1, got {self.hidden}")
+            check_counts(self, "hidden")
 
     config: Config
 
@@ -64,8 +66,9 @@ class Supervised(Objective):
 
     @classmethod
     def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int, rate_hz: float) -> None:
-        """Refuse windows that the encoder's steps do not fill; any encoder will do."""
+        """Refuse windows that the encoder's steps do not fill, and a pool, which the head would not use."""
         check_window(encoder, window_samples)
+        check_pool_is_mean("supervised", encoder)
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__(config, encoder)
@@ -83,6 +86,16 @@ class Supervised(Objective):
         if not self.config.dropout:
             return batch
         return replace(batch, uniform_BR=draws.many("dropout", sum(layer.in_features for layer in self._linear())))
+
+    def picture(self, batch: Batch, draws: Draws) -> tuple[Panel, ...]:
+        """Return the window and its labels."""
+        assert batch.labels_BC is not None
+        names, notes = self.labels(self.config), []
+        for label_C in batch.labels_BC.tolist():
+            has = [name for name, value in zip(names, label_C, strict=True) if value == 1.0]
+            known = sum(value == value for value in label_C)
+            notes.append(f"labels {', '.join(has) or 'none'}; {known} of {len(names)} known")
+        return (Panel(title="window", signal_BLT=batch.signal_BLT, notes=tuple(notes)),)
 
     def forward(self, batch: Batch, at: Progress) -> Losses:
         """Binary cross-entropy, as a mean over the known labels of all ranks' windows.
@@ -137,11 +150,11 @@ class Supervised(Objective):
     def _share_of_known(self, known_BC: Tensor) -> Tensor:
         """Return this rank's share of the known labels of all ranks. When they train, all ranks must call it."""
         count = known_BC.sum().float()
-        if self.training and count.device.type != "meta" and dist.is_available() and dist.is_initialized():
+        if self.training and count.device.type != "meta" and num_ranks() > 1:
             # The engine takes the mean over ranks, and so gets the mean over all labels, however unevenly the ranks
             # know them.
             dist.all_reduce(count)
-            count = count / dist.get_world_size()
+            count = count / num_ranks()
         return count.clamp(min=torch.finfo(torch.float32).tiny)
 
     def published(self) -> Encoder:

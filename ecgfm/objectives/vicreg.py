@@ -26,6 +26,7 @@ from ecgfm.errors import ConfigError
 from ecgfm.nn.gather import gather_rows
 from ecgfm.nn.heads import exact
 from ecgfm.nn.projector import projector
+from ecgfm.objectives._checks import check_widths
 from ecgfm.objectives._crops import Cropped
 from ecgfm.objectives.base import Losses, Progress
 
@@ -51,8 +52,7 @@ class VICReg(Cropped):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if not self.expander or min(self.expander) < 1:
-                raise ConfigError(f"--objective.expander needs widths of at least 1, got {self.expander}")
+            check_widths(self.expander, "expander")
             for name in ("invariance", "variance", "covariance"):
                 if not 0.0 <= getattr(self, name) < float("inf"):
                     raise ConfigError(f"--objective.{name} must be 0 or more, got {getattr(self, name)}")
@@ -75,8 +75,7 @@ class VICReg(Cropped):
             also the figures of nn/collapse.py.
         """
         assert batch.views_BVLT is not None
-        tokens = [self.encoder(view_BLT) for view_BLT in batch.views_BVLT.unbind(1)]
-        features = [self.encoder.pool(tokens_BND) for tokens_BND in tokens]
+        tokens, features = zip(*(self.encoder.encode(view_BLT) for view_BLT in batch.views_BVLT.unbind(1)), strict=True)
         one_BE, other_BE = (self.expander(features_BD).float() for features_BD in features)
         invariance = (one_BE - other_BE).square().mean()
         spreads = [spread(gather_rows(rows_BE)[0] if self.training else rows_BE) for rows_BE in (one_BE, other_BE)]

@@ -48,11 +48,14 @@ def fetch_manifest(remote: Remote, cache: Path | None) -> Path:
         else:
             folder = cache / hashlib.sha256(content).hexdigest()[:32]
             folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            if not (folder / MANIFEST).exists():
-                write_bytes(folder / MANIFEST, content)
+        path = folder / MANIFEST
+        # A disk may have damaged it; and a cache that is filled may be of those who can only read it.
+        if not path.exists() or path.read_bytes() != content:
+            with _locked(folder):
+                write_bytes(path, content)
     except OSError as error:
-        raise ShardError(f"--data.cache {cache} cannot be written: {error.strerror}; give another folder") from error
+        where = f"--data.cache {cache}" if cache else f"the folder for temporary files, {tempfile.gettempdir()},"
+        raise ShardError(f"{where} cannot be written: {error.strerror}; give another folder") from error
     try:
         read_manifest(folder)
     except ShardError as error:
@@ -137,7 +140,15 @@ def _fetch_shard(remote: Remote, folder: Path, shard: Shard) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder of the cache; wait for the one that is in it."""
-    with (folder / "lock").open("w") as file:
+    """Keep other processes out of a folder of the cache; wait for the one that is in it.
+
+    Raises:
+        ShardError: The folder cannot be written.
+    """
+    try:
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise ShardError(f"{folder} cannot be written: {error.strerror}; give another --data.cache") from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -204,11 +204,7 @@ class Shards:
         """
         self._check_header(index, content)
         offset, samples = int(self._offset[index]), int(self.num_samples[index])
-        start, size = int(self._json[0][index]), int(self._json[1][index])
-        try:
-            about = json.loads(bytes(content[start : start + size]))
-        except ValueError as error:
-            raise self._damaged(index, "its JSON cannot be read") from error
+        about = self.about(index, content)
         numbers = content[offset : offset + 2 * len(LEADS) * samples]
         if not isinstance(about, dict) or hashlib.sha256(numbers).hexdigest() != about.get("sha256"):
             raise self._damaged(index, "its numbers do not have their SHA-256")

@@ -87,14 +87,16 @@ def _run_in_processes(
                 future.result()
     except BaseException as error:
         processes = list((pool._processes or {}).values())
-        manager = pool._executor_manager_thread
+        manager: threading.Thread | None = pool._executor_manager_thread  # type: ignore[assignment]
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
         for process in processes:
             process.join()
         if manager is not None:
-            manager.join(END_S)  # it waits for the same processes: where it is told of an end, join() here is told of none
+            manager.join(
+                END_S
+            )  # it waits for the same processes: where it is told of an end, join() here is told of none
         if isinstance(error, BrokenProcessPool):
             raise ShardError(
                 "a worker process was killed, as the system does when memory runs out; finished shards are kept, "

@@ -13,11 +13,12 @@ loudly where that is not the newest, and keeps the damaged one as `step-00001000
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,14 +30,11 @@ from safetensors import SafetensorError
 from ecgfm import config
 from ecgfm.errors import CheckpointError, ConfigError, ShardError
 from ecgfm.objectives.base import Objective
+from ecgfm.run_folder import CHECKPOINTS, STATE, checkpoints, step_of
 from ecgfm.shards.manifest import write_bytes
 from ecgfm.train.engine import Engine
 from ecgfm.train.world import World, lost_rank
 
-CHECKPOINTS = "checkpoints"
-STATE = "state.json"
-ENCODER = "encoder.safetensors"
-CONTRACT = "contract.json"
 LATEST = "latest"
 TEMPORARY = ".tmp"
 DAMAGED = ".damaged"
@@ -62,6 +60,8 @@ class State:
     shards: list[Any]
     """Facts of each folder of shards, for the model card."""
     versions: dict[str, str]
+    recipe: str = ""
+    """File name of the recipe that was started; empty where something else was."""
     last_metrics: dict[str, Any]
     alarms: dict[str, Any] = field(default_factory=dict)
     """What the alarms remember of the steps before."""
@@ -69,19 +69,6 @@ class State:
     """Bytes and SHA-256 of each file."""
     checksum: str = ""
     """`checksum` of all of the above; empty in a checkpoint of an older version."""
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoints of a run by their names, oldest first."""
-    found = [path for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir()]
-    # By number: nine digits sort before eight as text.
-    return sorted((path for path in found if step_of(path) is not None), key=lambda path: step_of(path) or 0)
-
-
-def step_of(folder: Path) -> int | None:
-    """Return the step that a checkpoint's name says; None when it is not a whole one's name."""
-    found = re.fullmatch(r"step-(\d+)", folder.name)
-    return int(found[1]) if found else None
 
 
 def newest(run: Path) -> tuple[Path, State] | None:
@@ -183,7 +170,11 @@ def read_whole(folder: Path) -> State:
         size = path.stat().st_size
         if size != facts["bytes"]:
             raise DamagedError(f"{path} is damaged: it has {size:,} bytes of {facts['bytes']:,}")
-        if sha256(path) != facts["sha256"]:
+        try:
+            digest = sha256(path)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if digest != facts["sha256"]:
             raise DamagedError(f"{path} is damaged: its SHA-256 is not the one that was written down")
     return state
 
@@ -201,7 +192,7 @@ def read_state(folder: Path) -> State:
     except ConfigError as error:
         raise DamagedError(f"{path} is damaged: {error}") from error
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     known = data.get("checksum") if isinstance(data, dict) else None
     if known and known != checksum(data):
         raise DamagedError(f"{path} is damaged: its content is not what was written")
@@ -214,6 +205,12 @@ def read_state(folder: Path) -> State:
     if state.step != step_of(folder):
         raise DamagedError(f"{path} says step {state.step}: this is not the folder that it was written to")
     return state
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    """Return what it means that a file cannot be read: a bad sector is damage, a missing permission is not."""
+    kind = DamagedError if error.errno == errno.EIO else CheckpointError
+    return kind(f"{path} cannot be read: {error.strerror}")
 
 
 def checksum(state: Mapping[str, Any]) -> str:
@@ -278,6 +275,12 @@ def attempt(action: Callable[[], None], what: str) -> CheckpointError | None:
             raise
         return CheckpointError(f"{what}: {error}")
     return None
+
+
+def recipe() -> str:
+    """Return the file name of the recipe that this process was started with; empty where it is none."""
+    file = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
+    return file.name if file.parent.name == "recipes" else ""
 
 
 def versions() -> dict[str, str]:

@@ -34,20 +34,15 @@ from torch import Tensor
 from ecgfm import config
 from ecgfm.errors import CheckpointError
 from ecgfm.objectives.base import Objective
+from ecgfm.run_folder import CHECKPOINTS, CONTRACT, ENCODER, STATE, checkpoints, step_of
 from ecgfm.shards.manifest import write_bytes
 from ecgfm.signal.contract import SignalContract
 from ecgfm.train.checkpoint import (
-    CHECKPOINTS,
-    CONTRACT,
-    ENCODER,
-    STATE,
     TEMPORARY,
     attempt,
-    checkpoints,
     checksum,
     needed_bytes,
     point_latest,
-    step_of,
     sync_folder,
 )
 from ecgfm.train.engine import ENGINE, Engine
@@ -139,8 +134,10 @@ class Saver:
 
     def close(self) -> None:
         """Wait for what is being written, on this rank alone, when the run ends for another reason."""
-        error = self._wait("")
-        self._thread.shutdown()
+        try:
+            error = self._wait("")
+        finally:
+            self._thread.shutdown()
         if error:
             self._say(f"error: {error}")
 

@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.utils import deterministic
 
 from ecgfm.data.batch import Batch
 from ecgfm.errors import CheckpointError, ConfigError
+from ecgfm.nn.norms import BatchNorm
+from ecgfm.nn.recompute import Blocks
 from ecgfm.objectives.base import Losses, Objective, Progress
 from ecgfm.train.averages import build_averages, gather_lasting, piece_of, split_groups_
 from ecgfm.train.engine_config import MASTERS, EngineConfig, deepspeed_settings
@@ -55,9 +58,11 @@ class Engine:
         self.settings = deepspeed_settings(config, micro_batch_size=micro_batch_size, clip_norm=clip_norm)
         self.world = world
         if config.checkpoint_activations:
-            recompute_(objective)
+            recompute_(objective, compiled=config.compile)
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            # Else torch fills what it allocates, and DeepSpeed allocates 2 GB for the gradients of every backward pass.
+            deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(config.deterministic)
         self._stage: int = config.zero_stage
         self._masters = config.precision in MASTERS
@@ -308,14 +313,18 @@ class Engine:
         return [(name, weight) for name, weight in self.objective.named_parameters() if weight.requires_grad]
 
 
-def recompute_(objective: Objective) -> None:
+def recompute_(objective: Objective, *, compiled: bool) -> None:
     """Let all blocks of an objective forget their activations.
 
     Raises:
-        ConfigError: It has none that can.
+        ConfigError: It has none that can, or none that torch.compile can let do so.
     """
-    # Of nn/blocks.py, or like them; that file's library takes a second to import.
-    found: list[Any] = [module for module in objective.modules() if hasattr(module, "recomputed")]
+    found = [module for module in objective.modules() if isinstance(module, Blocks)]
+    if compiled and any(isinstance(part, BatchNorm) for module in found for part in module.modules()):
+        raise ConfigError(
+            "--engine.compile does not go with --engine.checkpoint-activations where blocks have a batch norm, whose "
+            "running averages must not move a second time; use --encoder.norm group, or leave one of the two out"
+        )
     if not found:
         raise ConfigError(
             f"--engine.checkpoint-activations: {type(objective).__name__} has no blocks that can be computed again; "

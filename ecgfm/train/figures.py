@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecgfm.objectives._by_database import settled
 from ecgfm.objectives.base import Losses
 from ecgfm.train.engine import Engine
 
@@ -99,7 +100,7 @@ class Meter:
         own_R2[world.rank] = torch.tensor([min(self._waited / elapsed, 1.0), peak_memory_gb(world.device)])
         # One collective for both: the mean of what only one rank has said, times the ranks, is what it said.
         mean = world.mean(torch.cat([means, own_R2.flatten()]))
-        named = dict(zip(("loss", *last), mean[: len(means)].tolist(), strict=True))
+        named = settled(dict(zip(("loss", *last), mean[: len(means)].tolist(), strict=True)))
         wait, memory = (mean[len(means) :].view(world.size, 2) * world.size).amax(dim=0).tolist()
         norm = self._engine.gradient_norm()
         if norm is not None:

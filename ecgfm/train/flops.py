@@ -80,6 +80,7 @@ def window_flops(objective: Objective, *, num_leads: int, window_samples: int, r
         mean_mv_BL=torch.zeros(ROWS, num_leads),
         std_mv_BL=torch.ones(ROWS, num_leads),
         labels_BC=torch.zeros(ROWS, len(labels)) if labels else None,
+        patient_B=torch.arange(ROWS) if objective.asks_patients(objective.config) else None,
     )
     drawn = [
         objective.views(batch, Draws(seed=0, step=step, rows=(0, ROWS), all_rows=ROWS, device=torch.device("cpu")))

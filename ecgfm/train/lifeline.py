@@ -25,6 +25,8 @@ FOREVER = timedelta(days=3650)
 GRACE_S = 30
 """Seconds that a rank has to end by itself once another is gone, as many as the launchers give it. One that waits for
 its GPU cannot."""
+PASS_S = 5
+"""Longest wait for a message that another thread of this rank is sending."""
 
 
 class How(IntEnum):
@@ -56,7 +58,7 @@ class Lifeline:
         self._group, self._hosts, self._rank = group, hosts, dist.get_rank()
         self._news: tuple[How, int] | None = None
         self._heard, self._left = threading.Event(), threading.Event()
-        self._sent = threading.Lock()
+        self._sent, self._passed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._wait, name="lifeline", daemon=True)
         self._thread.start()
 
@@ -106,11 +108,16 @@ class Lifeline:
 
     def _pass_on(self, how: How, rank: int) -> None:
         """Send to the rank before this one, which waits for exactly one message."""
-        before = (self._rank - 1) % len(self._hosts)
-        if before == rank or not self._sent.acquire(blocking=False):
+        if not self._sent.acquire(blocking=False):
+            # The other thread is at it. A process that ended meanwhile would pass for the one that died.
+            self._passed.wait(PASS_S)
             return
+        before = (self._rank - 1) % len(self._hosts)
         try:
-            dist.send(torch.tensor([how, rank]), dst=before, group=self._group)
+            if before != rank:
+                dist.send(torch.tensor([how, rank]), dst=before, group=self._group)
         except (RuntimeError, ValueError):
             # It is gone as well; or this rank has left all groups meanwhile.
             return
+        finally:
+            self._passed.set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,7 @@ class RunLog:
         self._monitor = Monitor(monitor, run)
         self.console = Console()
         for name in (METRICS, BAD_STEPS):
-            kept = [line for line in read_metrics(run, name) if line["step"] <= first_step]
-            if kept or (run / name).exists():
-                write_bytes(run / name, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            keep_lines(run, name, lambda line: line["step"] <= first_step)
         self._run = run
         self._file = (run / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
@@ -60,7 +59,8 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """Print a line above the live one."""
-        self._bar.console.print(message, highlight=False, soft_wrap=True)
+        # As it is: a path may have brackets, and a label colons.
+        self._bar.console.print(message, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def advance(self, step: int) -> None:
         """Move the live line."""
@@ -97,3 +97,11 @@ class RunLog:
         self._bar.stop()
         self._file.close()
         self._board.close()
+
+
+def keep_lines(run: Path, name: str, wanted: Callable[[dict[str, Any]], bool]) -> int:
+    """Remove the lines of a file that a run which goes on will write again, and return how many are left."""
+    kept = [line for line in read_metrics(run, name) if wanted(line)]
+    if (run / name).exists():
+        write_bytes(run / name, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    return len(kept)

@@ -13,6 +13,7 @@ from ecgfm.data.batch import Batch, Draws
 from ecgfm.data.loader import Loader
 from ecgfm.errors import CheckpointError, ConfigError, ShardError
 from ecgfm.objectives.base import Losses, Progress
+from ecgfm.run_folder import checkpoints
 from ecgfm.shards.reader import Shards
 from ecgfm.signal.contract import SignalContract
 from ecgfm.train import checkpoint
@@ -32,6 +33,7 @@ from ecgfm.train.plan import (
     dry_run,
     fetch_data,
     open_shards,
+    planned_objective,
     run_loader,
     run_objective,
     run_prepare,
@@ -41,7 +43,7 @@ from ecgfm.train.quality import Quality
 from ecgfm.train.run import Run, check_run, check_same, identity
 from ecgfm.train.skipped import Skipped
 from ecgfm.train.stop import EX_INTERRUPTED, EX_REQUEUE, Stop, stopping
-from ecgfm.train.world import World, end_world, has_gpu, start_world
+from ecgfm.train.world import Answer, World, end_world, has_gpu, start_world
 
 
 def train(run: Run) -> None:
@@ -61,6 +63,7 @@ def train(run: Run) -> None:
     contract = signal_contract(run, shards)
     check_run(run, contract.window_samples, contract.rate_hz)
     check_device(run.engine, gpu=has_gpu())
+    planned_objective(run, contract)
     settings = identity(run)
     found = _found(run)
     if found:
@@ -84,7 +87,7 @@ def train(run: Run) -> None:
 
 def _found(run: Run) -> tuple[Path, checkpoint.State] | None:
     """Return the newest checkpoint in the run's folder, if there is one to go on from."""
-    there = checkpoint.checkpoints(run.out)
+    there = checkpoints(run.out)
     if there and not run.resume:
         raise ConfigError(f"{run.out} holds a run already ({there[-1].name}): give another --out, or drop --no-resume")
     return checkpoint.newest(run.out)
@@ -133,6 +136,7 @@ def _train(
         "identity": settings,
         "shards": shard_facts(loader),
         "versions": checkpoint.versions(),
+        "recipe": checkpoint.recipe(),
     }
     watch = Watch(run.alarms, run.optim.warmup_steps, found[1].alarms if found else {})
     try:
@@ -191,6 +195,7 @@ class _Training:
         )
         self.last_metrics: dict[str, Any] = {}
         self.fault: ShardError | None = None
+        self.reason: str | None = None
         self.skipped: Skipped | None = None
         if loader.replacements:
             self.skipped = Skipped(loader.replacements, self.world, run.out, loader.position, run.data.max_skipped, log)
@@ -198,17 +203,14 @@ class _Training:
     def go(self) -> None:
         """Train, log, save."""
         run, saved = self.run, self.step
-        reason: str | None = None
         batches = iter(self.loader)
         try:
             while self.step < run.last_step:
                 log_now = (self.step + 1) % run.log_every == 0 or self.step + 1 == run.last_step
                 log_now |= self.quality.due(self.step + 1)
                 values = run.optim.values(self.step)
-                losses = self._step(batches, values, measure=log_now)
-                reason = self.stop.reason()
-                # A checkpoint that could not be written ends the run in what saves the next one.
-                stop_now = self.world.any(reason is not None or self.saver.failed() or self.fault is not None)
+                losses, stopped = self._step(batches, values, measure=log_now)
+                stop_now = stopped()
                 if stop_now:
                     self._tell_fault()
                 save_now = stop_now or self.step % run.checkpoint_every == 0 or self.step == run.last_step
@@ -237,17 +239,20 @@ class _Training:
         if self.step < run.last_step:
             self.stop.status = EX_INTERRUPTED if self.world.any(self.stop.interrupted()) else EX_REQUEUE
             if self.log:
-                by = reason or "another rank"
+                by = self.reason or "another rank"
                 self.log.say(f"stopped at step {self.step:,} by {by}; the same command goes on from there")
 
-    def _step(self, batches: Any, values: dict[str, float], *, measure: bool) -> Losses:
-        """Do one optimizer step; return the losses of its last micro-batch, and add to the values."""
+    def _step(self, batches: Any, values: dict[str, float], *, measure: bool) -> tuple[Losses, Answer]:
+        """Do one optimizer step and add to the values; return the last micro-batch's losses, and whether to stop."""
         at = Progress(step=self.step, schedule_steps=self.run.optim.schedule_steps, measure=measure)
-        set_values(self.engine.param_groups, values)
+        set_values(self.engine.param_groups, values, at)
         micro_losses = []
         for micro in range(self.run.engine.accumulation):
             with self.meter.waiting():
                 read = self._next(batches)
+            if micro + 1 == self.run.engine.accumulation:
+                # All is read, and until the step is done nobody has to wait for the answer.
+                stopped = self._ask_to_stop()
             batch = self._views(read, micro)
             losses = self.engine.forward(batch, at)
             self.engine.backward(losses["loss"])
@@ -265,7 +270,13 @@ class _Training:
             values["loss_scale"] = self.engine.loss_scale
         self.meter.step(loss_M, self.run.data.batch_size, good=self.engine.applied)
         self.position += self.run.data.batch_size
-        return losses
+        return losses, stopped
+
+    def _ask_to_stop(self) -> Answer:
+        """Ask whether a rank has a reason to stop: a signal, or what it could not read or write. All ranks must."""
+        self.reason = self.stop.reason()
+        # A checkpoint that could not be written ends the run in what saves the next one.
+        return self.world.begin_any(self.reason is not None or self.saver.failed() or self.fault is not None)
 
     def _next(self, batches: Any) -> Batch:
         """Return the next micro-batch. When it cannot be read, one of zeros: no other rank shall wait in this step."""

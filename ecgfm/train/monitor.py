@@ -1,9 +1,10 @@
 """The figures of a run on another board: Weights & Biases, or CSV files, through DeepSpeed's monitor.
 
 Only rank 0 has one. We hand it the figures of metrics.jsonl: no settings, no paths, no records. What wandb gathers by
-itself is its own: we switch off that it copies the console and the source (set WANDB_CONSOLE or WANDB_DISABLE_CODE to
-have them), and it still notes host and command line. Keys stay with wandb's own variables and files (`wandb login`,
-WANDB_API_KEY); there is no setting that holds one. `WANDB_MODE=offline` needs no network: `wandb sync` sends it later.
+itself is its own: we switch off that it copies the console, the source and what git says of it (set WANDB_CONSOLE,
+WANDB_DISABLE_CODE or WANDB_DISABLE_GIT to have them), and it still notes host and command line. Keys stay with wandb's
+own variables and files (`wandb login`, WANDB_API_KEY); there is no setting that holds one. `WANDB_MODE=offline` needs
+no network: `wandb sync` sends it later.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Monitor:
         if config.wandb:
             group = config.wandb_group or run.resolve().name
             boards["wandb"] = {"enabled": True, "project": config.wandb, "team": config.wandb_team, "group": group}
-            for name, value in (("DIR", str(run.resolve())), ("CONSOLE", "off"), ("DISABLE_CODE", "true")):
+            quiet = {"DIR": str(run.resolve()), "CONSOLE": "off", "DISABLE_CODE": "true", "DISABLE_GIT": "true"}
+            for name, value in quiet.items():
                 os.environ.setdefault(f"WANDB_{name}", value)
         if config.csv:
             boards["csv_monitor"] = {"enabled": True, "output_path": str(run), "job_name": "csv"}

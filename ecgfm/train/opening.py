@@ -10,14 +10,13 @@ from ecgfm import config
 from ecgfm.data.loader import Loader
 from ecgfm.errors import CheckpointError, EcgfmError
 from ecgfm.objectives.base import Objective
+from ecgfm.run_folder import RUN
 from ecgfm.shards.manifest import manifest_sha256, write_json
 from ecgfm.train.engine import Engine
 from ecgfm.train.log import RunLog
 from ecgfm.train.plan import reading
 from ecgfm.train.run import Run
 from ecgfm.train.world import World
-
-RUN = "run.json"
 
 
 def write_settings(run: Run, engine: Engine) -> Exception | None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ecgfm.errors import ConfigError
-from ecgfm.objectives.base import Objective
+from ecgfm.objectives.base import Objective, Progress
 from ecgfm.schedules import cosine, warmup_cosine
 
 
@@ -81,7 +81,7 @@ def build_optimizer(config: Optim, model: nn.Module) -> torch.optim.AdamW:
         for group in _by_decay([weight for weight in part.parameters() if weight.requires_grad], decayed):
             decay = settings.weight_decay if group["decays"] else 0.0
             values = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps, "weight_decay": decay}
-            own.append({**group, **values, "scheduled": False})
+            own.append({**group, **values, "own": settings})
     elsewhere = {id(weight) for group in own for weight in group["params"]}
     rest = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in elsewhere]
     # ZeRO lays out no group without weights.
@@ -98,10 +98,17 @@ def _by_decay(weights: list[nn.Parameter], decayed: set[int]) -> list[dict[str, 
     ]
 
 
-def set_values(param_groups: list[dict[str, Any]], values: dict[str, float]) -> None:
-    """Set what the schedules say for the coming step, but for parts with settings of their own."""
+def set_values(param_groups: list[dict[str, Any]], values: dict[str, float], at: Progress) -> None:
+    """Set what the schedules say for the coming step: `values`, and of parts with settings of their own what those say.
+
+    Args:
+        param_groups: Of `build_optimizer`.
+        values: Of `Optim.values`.
+        at: The step that begins.
+    """
     for group in param_groups:
-        if not group.get("scheduled", True):
+        if "own" in group:
+            group["lr"] = group["own"].rate(at)
             continue
         group["lr"] = values["lr"]
         group["weight_decay"] = values["weight_decay"] if group["decays"] else 0.0

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ecgfm import config
 from ecgfm.data.labels import LabelTable
 from ecgfm.data.loader import Loader, Streaming
 from ecgfm.data.mixture import parse_weights
+from ecgfm.data.patients import number_people
 from ecgfm.data.places import fill_cache, shard_source, stop_fetching
 from ecgfm.data.prepare import Prepare
 from ecgfm.data.validation import ValidationWindows, hold_out_, validation_windows
@@ -115,11 +117,12 @@ def run_loader(
     """
     streaming = None
     if run.data.streamed:
+        there = places(run)
         streaming = Streaming(
-            read_shard=shard_source(places(run), shards),
+            read_shard=shard_source(there, shards),
             block_shards=run.data.stream_block,
             readers=run.data.stream_readers,
-            stop=lambda: stop_fetching(places(run)),
+            stop=lambda: stop_fetching(there),
         )
     return Loader(
         shards,
@@ -137,6 +140,7 @@ def run_loader(
         skip_damaged=run.data.on_corrupt == "skip",
         check_records=run.data.check_records,
         labels=run_labels(run, shards),
+        person_N=run_people(run, shards),
     )
 
 
@@ -150,6 +154,11 @@ def run_labels(run: Run, shards: Shards) -> LabelTable | None:
     return LabelTable(shards, names) if names else None
 
 
+def run_people(run: Run, shards: Shards) -> NDArray[np.int64] | None:
+    """Return whose each record is, where the objective asks."""
+    return number_people(shards)[0] if objective_class(run.objective).asks_patients(run.objective) else None
+
+
 def run_prepare(run: Run, shards: Shards, contract: SignalContract) -> Prepare:
     """Return what normalises the run's windows."""
     scales = shards.manifests if run.data.scale == "database" else [contract] * len(shards.manifests)
@@ -159,6 +168,7 @@ def run_prepare(run: Run, shards: Shards, contract: SignalContract) -> Prepare:
         contract.clip,
         rate_hz=contract.rate_hz,
         per_window=run.data.scale == "record",
+        databases=tuple(manifest.database for manifest in shards.manifests),
     )
 
 
@@ -178,8 +188,7 @@ def run_validation(run: Run, shards: Shards, contract: SignalContract) -> Valida
             f"shorter than --data.window-s {run.data.window_s:g} or have a flag of --data.exclude-flags; give a larger "
             "share"
         )
-    labels = run_labels(run, shards)
-    return replace(found, labels=labels) if found and labels else found
+    return replace(found, labels=run_labels(run, shards), person_N=run_people(run, shards)) if found else None
 
 
 def run_probe(run: Run, shards: Shards, contract: SignalContract) -> ProbeHook | None:
@@ -215,6 +224,20 @@ def run_objective(run: Run, contract: SignalContract) -> Objective:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(run.seed, "weights"))
         return build_objective(run.objective, run.encoder, contract.window_samples, contract.rate_hz)
+
+
+def planned_objective(run: Run, contract: SignalContract) -> Objective:
+    """Return the objective on the meta device, where it takes no memory, once the engine has nothing against it.
+
+    Raises:
+        ConfigError: The encoder, the objective and the engine cannot work together.
+    """
+    deepspeed_settings(run.engine, micro_batch_size=1, clip_norm=run.optim.clip_norm)
+    with torch.device("meta"):
+        objective = run_objective(run, contract)
+    if run.engine.checkpoint_activations:
+        recompute_(objective, compiled=run.engine.compile)
+    return objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,11 +291,7 @@ def dry_run(run: Run, shards: Shards, contract: SignalContract, found: checkpoin
     assert report is not None
     position = found.records_seen if found else 0
     loader = run_loader(run, shards, contract, rank=0, ranks=ranks, position=position, pin_memory=False)
-    deepspeed_settings(run.engine, micro_batch_size=loader.rows[1] - loader.rows[0], clip_norm=run.optim.clip_norm)
-    with torch.device("meta"):
-        objective = run_objective(run, contract)
-    if run.engine.checkpoint_activations:
-        recompute_(objective)
+    objective = planned_objective(run, contract)
     quality = quality_plan(run, run_validation(run, shards, contract), run_probe(run, shards, contract))
     for line in plan(run, loader, sizes(objective), report, ranks, found.step if found else 0, disk_room(run.out)):
         print(line)

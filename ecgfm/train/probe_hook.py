@@ -8,7 +8,7 @@ and no record that the run trains on.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -20,9 +20,8 @@ from torch import Tensor
 from ecgfm import config
 from ecgfm.data.validation import SPLIT
 from ecgfm.errors import ConfigError, EcgfmError
-from ecgfm.eval.bootstrap import DRAWS, auroc, interval, patient_weights, weighted_auroc
+from ecgfm.eval.bootstrap import interval
 from ecgfm.eval.labels import Labelled, Target, read_labels, target
-from ecgfm.leads import LEADS
 from ecgfm.rng import generator
 from ecgfm.shards.leaks import HELD_OUT_SPLITS
 from ecgfm.shards.reader import Shards
@@ -92,11 +91,13 @@ class ProbeHook:
                 patients=tuple(labelled.patients[place] for place in chosen),
                 labels=tuple(labelled.labels[place] for place in chosen),
             )
-            self.target: Target = target(part, settings.label, settings.folds)
+            found = target(part, settings.label, settings.folds)
         except ConfigError as error:
             said = str(error).replace("--label", "--probe.label").replace("--folds", "--probe.folds")
             raise ConfigError(said.replace("--list-labels", "tools/probe.py --list-labels")) from error
-        self.index_N = index[chosen][self.target.index_N]
+        self.index_N = index[chosen][found.index_N]
+        # Of these records, and no longer of all that were looked at.
+        self.target: Target = replace(found, index_N=np.arange(len(self.index_N)))
 
     def figures(self, engine: Engine) -> dict[str, float]:
         """Return `probe_auc` and its 95 % interval. All ranks must call it.
@@ -117,19 +118,15 @@ class ProbeHook:
 
     def _measure(self, engine: Engine, whole: dict[str, Tensor]) -> dict[str, float]:
         # What a run without a probe need not have installed or loaded.
-        from ecgfm.eval.probe import out_of_fold_scores
+        from ecgfm.eval.probe import embed_shards, measure
         from ecgfm.hub.encoder import ECGEncoder
 
         with torch.random.fork_rng(devices=[]):
             encoder = ECGEncoder(encoder=self._encoder, signal=config.to_dict(self._contract))
         encoder.encoder.load_state_dict(published(engine.objective, whole), strict=True)
         encoder.to(engine.world.device).eval()
-        signals = [self.shards.sample(int(index)).signal_LT for index in self.index_N]
-        features = encoder.embed(signals, rate_hz=self.shards.rate_hz, leads=LEADS, unit="mV").cpu().numpy()
-        positive, patients = self.target.positive_N, self.target.patients
-        scores = out_of_fold_scores(features, positive, patients, self._folds, seed=0)
-        draws = weighted_auroc(positive, scores, patient_weights(patients, DRAWS, seed=0))
-        auc = interval(auroc(positive, scores), draws)
+        features_ND = embed_shards(encoder, self.shards, records=self.index_N)
+        auc = interval(*measure(features_ND, self.target, folds=self._folds, seed=0))
         return {"probe_auc": auc.value, "probe_auc_low": auc.low, "probe_auc_high": auc.high}
 
 

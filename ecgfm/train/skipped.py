@@ -10,9 +10,7 @@ import torch.distributed as dist
 
 from ecgfm.data.damage import Replaced, Replacements
 from ecgfm.errors import ShardError
-from ecgfm.run_folder import read_metrics
-from ecgfm.shards.manifest import write_bytes
-from ecgfm.train.log import RunLog
+from ecgfm.train.log import RunLog, keep_lines
 from ecgfm.train.world import World
 
 SKIPPED = "skipped_records.jsonl"
@@ -42,10 +40,7 @@ class Skipped:
         self._named: set[str] = set()
         self.total = 0
         if log:
-            lines = [line for line in read_metrics(run, SKIPPED) if line["position"] < position]
-            if self._path.exists():
-                write_bytes(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-            self.total = len(lines)
+            self.total = keep_lines(run, SKIPPED, lambda line: line["position"] < position)
         self.total = world.from_first(self.total)
 
     def report(self, step: int, position: int, batch_size: int) -> None:

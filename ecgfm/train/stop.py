@@ -59,6 +59,10 @@ def stopping() -> Iterator[Stop]:
     before = {number: signal.signal(number, stop.note) for number in SIGNALS}
     try:
         yield stop
+    except BaseException:
+        # The launcher sends SIGTERM as soon as one rank has ended: this one has yet to say what it ends of.
+        before[signal.SIGTERM] = stop.note
+        raise
     finally:
         asked = stop.status != 0 or stop.reason() is not None
         for number, handler in before.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from ecgfm.data.batch import Batch, Draws
 from ecgfm.data.prepare import Prepare
 from ecgfm.data.validation import ReadShard, ValidationWindows
 from ecgfm.errors import ShardError
+from ecgfm.objectives._by_database import settled
 from ecgfm.objectives.base import Objective, Progress
 from ecgfm.rng import derive
 from ecgfm.train.world import World
@@ -63,6 +65,8 @@ class Validation:
         own = list(range(world.rank, chunks, world.size))
         self._own = own + [own[-1] if own else 0] * (rounds - len(own))
         self._count = len(own)
+        # Chunks that follow each other lie in the same shards, and each is read from afar once.
+        read_shard = lru_cache(maxsize=1)(read_shard) if read_shard else None
         # Read once and kept: 120 kB a window.
         self._read: dict[int, Batch] = {}
         fault = None
@@ -89,7 +93,8 @@ class Validation:
                     sums[name] = sums.get(name, 0.0) + value.detach().double() * weight
         total = torch.stack(list(sums.values())).cpu()
         means = self._world.mean(total) * self._world.size / self._total
-        return {f"val_{name}": value for name, value in zip(sums, means.tolist(), strict=True)}
+        figures = settled(dict(zip(sums, means.tolist(), strict=True)))
+        return {f"val_{name}": value for name, value in figures.items()}
 
 
 @contextlib.contextmanager

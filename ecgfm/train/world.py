@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,6 +20,8 @@ from ecgfm.errors import CheckpointError, ConfigError, RankError
 from ecgfm.train.lifeline import SAID, How, Lifeline
 
 T = TypeVar("T")
+Answer = Callable[[], bool]
+"""Waits for what was asked of all ranks."""
 RENDEZVOUS = timedelta(minutes=30)
 """How long the first rank waits for the last to start."""
 ALONE = timedelta(days=1)
@@ -52,9 +54,23 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Tell whether a flag is set on any rank. All ranks must call it."""
+        return self.begin_any(flag)()
+
+    def begin_any(self, flag: bool) -> Answer:
+        """Ask whether a flag is set on any rank, and return what waits for the answer. All ranks must call both.
+
+        The question goes around the ring of N ranks twice, 2 (N - 1) messages one after another, some milliseconds on
+        many nodes: between the two calls there should be something else to do.
+        """
         value = torch.tensor(int(flag))
-        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.control)
-        return bool(value.item())
+        asked = dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.control, async_op=True)
+        assert asked is not None, "every rank is in the group"
+
+        def answer() -> bool:
+            asked.wait()
+            return bool(value.item())
+
+        return answer
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean over ranks of a vector. All ranks must call it."""

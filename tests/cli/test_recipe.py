@@ -1,8 +1,12 @@
-"""The recipe as a user runs it: help, mistakes, a folder that holds another run, a full disk."""
+"""The recipe as a user runs it: help, mistakes, a folder that holds another run, a full disk.
+
+What is refused before the ranks meet, and plans, are asked of the recipe in this process: a new one imports for long.
+"""
 
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +18,39 @@ from safetensors.torch import load_file
 Command = Callable[..., subprocess.CompletedProcess[str]]
 RECIPE = "recipes/jepa_vit.py"
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Return a function that runs the recipe's file with words here, which must not come to train."""
+
+    def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        full = [RECIPE, *map(str, words)]
+        monkeypatch.setattr(sys, "argv", full)
+        monkeypatch.setattr("ecgfm.train.loop.start_world", lambda _: pytest.fail("the run was not refused"))
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / RECIPE), run_name="__main__")
+        status = end.value.code
+        assert isinstance(status, int)
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(full, status, said.out, said.err)
+
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("COLUMNS", "120")
+    return run
+
+
+@pytest.fixture
+def forked(run_ranks: Callable[..., list[int]], tmp_path: Path) -> Command:
+    """Return a function that runs the recipe in a process that need not import anything; it has one output."""
+
+    def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        log = tmp_path / "said"
+        log.unlink(missing_ok=True)
+        (status,) = run_ranks(0, RECIPE, *words, log=log)
+        return subprocess.CompletedProcess(words, status, log.read_text())
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +88,13 @@ def test_a_run_leaves_settings_metrics_board_and_checkpoint(trained: Path) -> No
         (["--encoder.depht", "3"], "--encoder.depth"),
         (["--optim.lr", "fast"], "fast"),
         (["--objective.mask-ratio", "0.9", "0.1"], "--objective.mask-ratio needs 0 < low <= high < 1"),
-        (["--preset", "xxl"], "--preset xxl"),
         (["--steps", "21", "--optim.schedule-steps", "20"], "--steps 21 must be 1 to"),
     ],
 )
 def test_a_typing_error_is_answered_with_a_hint(
-    words: list[str], expected: str, tmp_path: Path, command: Command
+    words: list[str], expected: str, tmp_path: Path, asked: Command
 ) -> None:
-    done = command(RECIPE, "--out", tmp_path / "run", *words)
+    done = asked("--out", tmp_path / "run", *words)
     assert done.returncode in (1, 2)
     assert expected in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -70,55 +106,78 @@ def test_a_typing_error_is_answered_with_a_hint(
     [
         (["--data.window-s", "9.9"], "are not filled by the steps of 100"),
         (["--objective.min-block", "45"], "fewer than --objective.min-block 45"),
-        (
-            ["--data.batch-size", "7", "--engine.accumulation", "2"],
-            "not a multiple of 1 ranks x --engine.accumulation 2",
-        ),
-        (["--data.window-s", "20"], "30 are shorter than --data.window-s"),
         (["--data.shards", "/nowhere"], "/nowhere/manifest.json does not exist"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
-    words: list[str], expected: str, tmp_path: Path, tiny: list[str], command: Command
+    words: list[str], expected: str, tmp_path: Path, tiny: list[str], asked: Command
 ) -> None:
-    done = command(RECIPE, *tiny, "--out", tmp_path / "run", *words)
+    done = asked(*tiny, "--out", tmp_path / "run", *words)
     assert done.returncode == 1
     assert expected in done.stderr, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_going_on_with_other_settings_is_refused_by_name(trained: Path, tiny: list[str], command: Command) -> None:
-    words = [*tiny, "--out", trained, "--steps", "3", "--optim.lr", "0.5"]
-    done = command(RECIPE, *words)
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["--data.batch-size", "7", "--engine.accumulation", "2"],
+            "not a multiple of 1 ranks x --engine.accumulation 2",
+        ),
+        (["--data.window-s", "20"], "30 are shorter than --data.window-s"),
+    ],
+)
+def test_what_does_not_fit_the_ranks_or_records_is_refused_before_anything_is_written(
+    words: list[str], expected: str, tmp_path: Path, tiny: list[str], forked: Command
+) -> None:
+    done = forked(*tiny, "--out", tmp_path / "run", *words)
     assert done.returncode == 1
-    assert "optim.lr was 0.001, is now 0.5" in done.stderr and "--accept-change optim.lr" in done.stderr
-    assert not (trained / "checkpoints" / "step-00000003").exists()
+    assert expected in done.stdout, done.stdout[-2000:]
+    assert "Traceback" not in done.stdout
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_with_a_run_is_not_overwritten(trained: Path, tiny: list[str], command: Command) -> None:
-    done = command(RECIPE, *tiny, "--out", trained, "--no-resume")
+@pytest.mark.parametrize(
+    ("setting", "value", "before"), [("optim.lr", "0.5", "0.001"), ("engine.zero-stage", "0", "1")]
+)
+def test_going_on_with_other_settings_is_refused_by_name(
+    setting: str, value: str, before: str, trained: Path, tiny: list[str], asked: Command
+) -> None:
+    words = [*tiny, "--out", trained, "--steps", "3", f"--{setting}", value]
+    done = asked(*words)
+    assert done.returncode == 1
+    name = setting.replace("-", "_")
+    assert f"{name} was {before}, is now {value}" in done.stderr and f"--accept-change {name}" in done.stderr
+    assert asked(*words, "--accept-change", name, "--dry-run").returncode == 0
+    # How long to wait changes no weight.
+    assert asked(*tiny, "--out", trained, "--engine.timeout-min", "30", "--dry-run").returncode == 0
+
+
+def test_a_folder_with_a_run_is_not_overwritten(trained: Path, tiny: list[str], asked: Command) -> None:
+    done = asked(*tiny, "--out", trained, "--no-resume")
     assert done.returncode == 1 and "holds a run already (step-00000002)" in done.stderr
 
 
 def test_a_run_is_repeated_from_its_file(
-    trained: Path, tmp_path: Path, command: Command, losses: Callable[[Path], list[float]]
+    trained: Path, tmp_path: Path, forked: Command, losses: Callable[[Path], list[float]]
 ) -> None:
-    done = command(RECIPE, "--from", trained / "run.json", "--out", tmp_path / "again")
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = forked("--from", trained / "run.json", "--out", tmp_path / "again")
+    assert done.returncode == 0, done.stdout[-2000:]
     assert losses(tmp_path / "again") == losses(trained)
 
 
-def test_a_damaged_checkpoint_is_refused(trained: Path, tmp_path: Path, tiny: list[str], command: Command) -> None:
+def test_a_damaged_checkpoint_is_refused(trained: Path, tmp_path: Path, tiny: list[str], forked: Command) -> None:
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", trained, run], check=True)
     path = run / "checkpoints" / "step-00000002" / "engine.safetensors"
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
-    done = command(RECIPE, *tiny, "--out", run, "--steps", "3")
+    done = forked(*tiny, "--out", run, "--steps", "3")
     assert done.returncode == 1
-    assert f"{path} is damaged" in done.stderr
+    assert f"{path} is damaged" in done.stdout
 
 
 def test_a_full_disk_ends_the_run_with_the_checkpoint_before_whole(
@@ -140,16 +199,16 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before_whole(
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_run_that_is_at_its_end_says_so_and_stays_as_it_is(trained: Path, tiny: list[str], command: Command) -> None:
+def test_a_run_that_is_at_its_end_says_so_and_stays_as_it_is(trained: Path, tiny: list[str], forked: Command) -> None:
     before = (trained / "metrics.jsonl").read_text()
-    done = command(RECIPE, *tiny, "--steps", "1", "--out", trained)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = forked(*tiny, "--steps", "1", "--out", trained)
+    assert done.returncode == 0, done.stdout[-2000:]
     assert "it has 2 steps already and is asked for 1: nothing to do" in done.stdout
     assert (trained / "metrics.jsonl").read_text() == before
 
 
 def test_a_run_does_not_start_on_records_that_are_held_out_elsewhere(
-    tmp_path: Path, training_shards: Path, tiny: list[str], command: Command
+    tmp_path: Path, training_shards: Path, tiny: list[str], command: Command, forked: Command
 ) -> None:
     archive, held_out, run = tmp_path / "archive", tmp_path / "held-out", tmp_path / "run"
     archive.mkdir()
@@ -158,9 +217,9 @@ def test_a_run_does_not_start_on_records_that_are_held_out_elsewhere(
     (archive / "records.csv").write_text("record,patient,split\nE00005,p1,test\n")
     done = command("tools/convert.py", "wfdb-folder", archive, held_out)
     assert done.returncode == 0, done.stderr
-    done = command(RECIPE, *tiny, "--steps", "1", "--out", run, "--data.held-out", held_out)
+    done = forked(*tiny, "--steps", "1", "--out", run, "--data.held-out", held_out)
     assert done.returncode == 1
-    assert "E00005" in done.stderr and "same recording" in done.stderr and "Traceback" not in done.stderr
+    assert "E00005" in done.stdout and "same recording" in done.stdout and "Traceback" not in done.stdout
     assert not (run / "checkpoints").exists()
 
 
@@ -209,17 +268,15 @@ def test_a_dry_run_says_what_the_run_would_be_and_leaves_nothing(
     ],
 )
 def test_a_dry_run_finds_what_a_run_would_be_refused_for(
-    words: list[str], expected: str, tmp_path: Path, tiny: list[str], command: Command
+    words: list[str], expected: str, tmp_path: Path, tiny: list[str], asked: Command
 ) -> None:
-    done = command(RECIPE, *tiny, "--dry-run", "--out", tmp_path / "run", *words)
+    done = asked(*tiny, "--dry-run", "--out", tmp_path / "run", *words)
     assert done.returncode == 1
     assert expected in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
 
 
-def test_a_dry_run_of_a_run_that_goes_on_refuses_other_settings(
-    trained: Path, tiny: list[str], command: Command
-) -> None:
-    done = command(RECIPE, *tiny, "--dry-run", "--out", trained)
+def test_a_dry_run_of_a_run_that_goes_on_refuses_other_settings(trained: Path, tiny: list[str], asked: Command) -> None:
+    done = asked(*tiny, "--dry-run", "--out", trained)
     assert done.returncode == 0 and "steps: 2 to 20" in done.stdout, done.stderr
-    done = command(RECIPE, *tiny, "--dry-run", "--out", trained, "--optim.lr", "0.5")
+    done = asked(*tiny, "--dry-run", "--out", trained, "--optim.lr", "0.5")
     assert done.returncode == 1 and "optim.lr was 0.001, is now 0.5" in done.stderr

@@ -66,12 +66,12 @@ def test_a_run_is_watched_until_ctrl_c_and_once(run: Path, command: Command) -> 
 def test_runs_are_drawn_and_compared(run: Path, tmp_path: Path, command: Command) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    (other / "run.json").write_text(json.dumps({"optim": {"schedule_steps": 10}, "seed": 2}))
+    (other / "run.json").write_text(json.dumps({"optim": {"schedule_steps": 10}, "seed": 2, "kept": [True]}))
     (other / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
     table, picture, alone = tmp_path / "x.md", tmp_path / "x.png", tmp_path / "one.pdf"
     done = command("tools/compare_runs.py", run, other, "--out", table, "--picture", picture)
     assert done.returncode == 0, done.stderr
-    assert "settings that differ" in done.stdout
+    assert "settings that differ" in done.stdout and "[true]" in done.stdout
     assert "| seed | 1 | 2 |" in table.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
     done = command("tools/plot_run.py", run, "--out", alone)

@@ -37,6 +37,7 @@ def test_a_row_that_does_not_exist_is_answered_with_those_that_do(tmp_path: Path
         ({"first": "error: something else"}, "did not say"),
         ({"numbers": (31, 0)}, "21 steps lost"),
         ({"numbers": (15, 1)}, "the second start ended with 1"),
+        ({"numbers": (15, None)}, "the second start did not end"),
         ({"second": "going on from step 10\n[rank0]: Traceback"}, "a traceback"),
     ],
 )

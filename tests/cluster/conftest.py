@@ -97,15 +97,20 @@ def steps(run: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+def skip_without(programs: tuple[str, ...], packages: str) -> None:
+    """Skip a test of clusters that was not asked for, or cannot run here, saying what it needs."""
+    if "ECGFM_TEST_CLUSTER" not in os.environ:
+        pytest.skip("tests of clusters were not asked for; `make test-cluster` runs them and says what they need")
+    path = os.environ["PATH"] + ":/usr/sbin"
+    missing = [name for name in programs if not shutil.which(name, path=path)]
+    if missing or os.geteuid() != 0:
+        pytest.skip(f"needs root and {packages}; missing: {', '.join(missing) or 'root'}")
+
+
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Slurm]:
     """Start Slurm and end it, or skip, saying what it needs."""
-    if "ECGFM_TEST_CLUSTER" not in os.environ:
-        pytest.skip("these tests start a Slurm; `make test-cluster` runs them and says what it needs")
-    path = os.environ["PATH"] + ":/usr/sbin"
-    missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=path)]
-    if missing or os.geteuid() != 0:
-        pytest.skip(f"needs root and slurm-wlm and munge; missing: {', '.join(missing) or 'root'}")
+    skip_without(("munged", "slurmctld", "slurmd", "sbatch"), "slurm-wlm and munge")
     # Not pytest's own folder: the path of a socket has at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="ecgfm-slurm-"))
     command = Slurm(folder)

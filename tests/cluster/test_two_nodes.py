@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.conftest import skip_without
+
 SCRIPT = Path(__file__).with_name("nodes.sh")
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 400
@@ -60,12 +62,7 @@ class Nodes:
 @pytest.fixture
 def nodes() -> Iterator[Nodes]:
     """Return two nodes and remove them afterwards, or skip, saying what they need."""
-    if "ECGFM_TEST_CLUSTER" not in os.environ:
-        pytest.skip("these tests make two nodes; `make test-cluster` runs them and says what it needs")
-    path = os.environ["PATH"] + ":/usr/sbin"
-    missing = [name for name in ("ip", "sshd", "pdsh", "nsenter") if not shutil.which(name, path=path)]
-    if missing or os.geteuid() != 0:
-        pytest.skip(f"needs root, iproute2, openssh-server and pdsh; missing: {', '.join(missing) or 'root'}")
+    skip_without(("ip", "sshd", "pdsh", "nsenter"), "iproute2, openssh-server and pdsh")
     folder = Path(tempfile.mkdtemp(prefix="ecgfm-nodes-"))
     two = Nodes(folder)
     try:

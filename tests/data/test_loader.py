@@ -133,6 +133,18 @@ def test_windows_of_one_record_differ_between_epochs_and_seeds(shards: Shards) -
     assert first == starts(7, 0)
 
 
+def test_a_batch_says_whose_its_windows_are_when_asked(shards: Shards) -> None:
+    person_N = np.arange(100, 100 + len(shards)) // 3
+    asked = Loader(
+        shards, window_samples=4000, batch_size=8, accumulation=1, rank=1, world_size=2, seed=7, person_N=person_N
+    )
+    batch = asked.read(16)
+    assert batch.patient_B is not None and batch.to(torch.device("cpu")).patient_B is not None
+    index = [record_at(shards, window.numpy())[0] for window in batch.signal_BLT]
+    assert batch.patient_B.tolist() == person_N[index].tolist()
+    assert asked.blank().patient_B is not None and loader(shards).read(0).patient_B is None
+
+
 def test_folders_are_numbered_in_the_order_given(folder: Path) -> None:
     two = Shards([folder, folder])
     batch = loader(two, batch_size=2 * RECORDS).read(0)

@@ -65,6 +65,10 @@ def test_the_counts_stay_as_they_were(batch: Batch, statistics: tuple[torch.Tens
     assert ready.database_B is batch.database_B
 
 
+def test_the_batch_is_told_the_databases(batch: Batch, statistics: tuple[torch.Tensor, torch.Tensor]) -> None:
+    assert Prepare(*statistics, CLIP, databases=("ptb", "ludb", "ptb"))(batch).databases == ("ptb", "ludb", "ptb")
+
+
 def test_no_value_leaves_the_clip(batch: Batch, statistics: tuple[torch.Tensor, torch.Tensor]) -> None:
     ready = Prepare(*statistics, 0.5)(batch)
     assert ready.signal_BLT.abs().max() == 0.5

@@ -194,7 +194,7 @@ def test_a_record_that_is_there_twice_is_found_twice(tmp_path: Path, write_chall
     assert [ref.record for ref in load_database("georgia").refs(tmp_path)] == ["E00001", "E00001"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+@pytest.mark.skipif(os.geteuid() == 0, reason="needs a user who is not root, to whom nothing is closed")
 def test_a_closed_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "georgia").mkdir(mode=0)
     with pytest.raises(DatabaseError, match="georgia cannot be listed"):

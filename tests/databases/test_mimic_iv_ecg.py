@@ -310,7 +310,7 @@ def test_a_foreign_table_is_refused_by_name(root: Path, name: str, content: byte
     assert str(root / name) in str(caught.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+@pytest.mark.skipif(os.geteuid() == 0, reason="needs a user who is not root, to whom nothing is closed")
 def test_a_closed_folder_is_an_error_and_not_an_empty_one(root: Path) -> None:
     patient = (root / place_of(*GENUINE)).parents[1]
     patient.chmod(0)

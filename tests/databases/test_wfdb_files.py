@@ -353,7 +353,7 @@ def test_linked_folders_are_followed_once(tmp_path: Path, write_challenge: Write
     assert [path.stem for path in find_headers(top)] == ["E00002", "E00001"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+@pytest.mark.skipif(os.geteuid() == 0, reason="needs a user who is not root, to whom nothing is closed")
 def test_a_closed_folder_is_an_error_and_not_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "g1").mkdir(mode=0)
     with pytest.raises(DatabaseError, match="g1 cannot be listed"):

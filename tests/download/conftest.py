@@ -8,7 +8,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,7 +31,7 @@ class Server:
     """Waits before each 10,000 bytes."""
     cut_after: dict[str, list[int]] = field(default_factory=dict)
     """By path: the connection breaks after so many bytes of the body, one entry a request."""
-    answers: dict[str, list[tuple[int, dict[str, str]]]] = field(default_factory=dict)
+    answers: dict[str, list[tuple[int, Mapping[str, str | Callable[[], str]]]]] = field(default_factory=dict)
     """By path: status and headers to answer instead, one entry a request."""
     contents: dict[str, list[bytes]] = field(default_factory=dict)
     """By path: other content than the file's, one entry a request."""
@@ -112,10 +112,12 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
                 self._send(206, headers, content[start:], cut)
 
-        def _send(self, status: int, headers: dict[str, str], body: bytes, cut: int | None) -> None:
+        def _send(
+            self, status: int, headers: Mapping[str, str | Callable[[], str]], body: bytes, cut: int | None
+        ) -> None:
             self.send_response(status)
             for key, value in headers.items():
-                self.send_header(key, value)
+                self.send_header(key, value if isinstance(value, str) else value())
             if status != 304:
                 self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -91,7 +91,7 @@ def test_a_wrong_file_is_named_and_the_command_fails(ludb: Any, tmp_path: Path, 
     [
         (["synthetic", "OUT"], "cannot be fetched by this command"),
         (["cpsc-2018-original", "OUT"], "python tools/convert.py cpsc-2018-original FOLDER SHARDS"),
-        (["ptbxl", "OUT"], "did you mean ptb_xl"),
+        (["ptbxl", "OUT"], "did you mean ptb-xl"),
         (["ludb", "OUT", "--workers", "0"], "--workers must be 1 to 32"),
         (["ludb", "OUT", "--attempts", "0"], "--attempts must be at least 1"),
         (["ludb", "OUT", "--silence-s", "0"], "--silence-s must be more than 0"),

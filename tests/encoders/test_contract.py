@@ -6,11 +6,13 @@ import json
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecgfm import config, parts
 from ecgfm.encoders.base import Encoder, build_encoder
 from ecgfm.errors import SignalError
+from ecgfm.nn.recompute import Blocks
+from tests.encoders.small import small, stirred
 
 TOKENS = 6
 NAMES = parts.names("ecgfm.encoders")
@@ -113,6 +115,27 @@ def test_encoding_in_evaluation_changes_nothing(encoder: Encoder, settings: Enco
 def test_training_depends_on_no_global_randomness(settings: Encoder.Config) -> None:
     encoder = build(settings).train()
     assert torch.equal(encoder(signal(settings)), encoder(signal(settings)))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "lstm"])
+def test_computing_again_for_the_backward_pass_changes_no_bit(name: str) -> None:
+    # Of an LSTM nothing is computed again, and the engine says so.
+    found = []
+    for recomputed in (False, True):
+        encoder = stirred(small(name))
+        calls: list[nn.Module] = []
+        (blocks,) = (module for module in encoder.modules() if isinstance(module, Blocks))
+        blocks.recomputed = recomputed
+        for block in blocks:
+            block.register_forward_pre_hook(lambda module, _, calls=calls: calls.append(module))
+        _, features_BD = encoder.encode(signal(encoder.config, rows=3))
+        torch.autograd.backward(features_BD.square().mul(torch.arange(encoder.config.width)).sum())
+        assert len(calls) == len(blocks) * (2 if recomputed else 1)
+        found.append({name: weight.grad for name, weight in encoder.named_parameters()} | dict(encoder.named_buffers()))
+    # Gradients, and running averages, which the second time does not move.
+    for name, value in found[0].items():
+        again = found[1][name]
+        assert value is not None and again is not None and torch.equal(value, again), name
 
 
 def test_settings_survive_the_way_to_json_and_back(encoder: Encoder, settings: Encoder.Config) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +12,7 @@ import torch
 import torchvision  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ecgfm import config as config_file
 from ecgfm.encoders import inception1d, resnet1d, u_resnet, xresnet1d
 from ecgfm.encoders._convolutional import Convolutional
 from ecgfm.encoders.base import Encoder, build_encoder, check_window
@@ -26,9 +23,7 @@ from ecgfm.encoders.u_resnet import UResNet
 from ecgfm.encoders.vit import ViT
 from ecgfm.encoders.xresnet1d import XResNet1d
 from ecgfm.errors import ConfigError
-from ecgfm.hub.encoder import ECGEncoder
 from ecgfm.nn.u_decoder import UDecoder
-from ecgfm.signal.contract import SignalContract
 
 Array = NDArray[np.float64]
 SIZES: dict[str, tuple[Convolutional.Config, int]] = {
@@ -348,27 +343,6 @@ def test_convolutions_begin_at_the_stated_spread(mode: str, fan: int) -> None:
     assert weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "xresnet1d50", "inception", "u_resnet", "ts_cnn"])
-def test_blocks_may_be_done_again_in_backward(name: str) -> None:
-    encoder = build_encoder(SIZES[name][0])
-    assert isinstance(encoder, Convolutional)
-    signal_BLT = signal(encoder.config, 4 if encoder.config.patch_samples > 1 else 100)
-    found = []
-    for again in (False, True):
-        encoder.zero_grad()
-        map_BCT = encoder.stem(signal_BLT)
-        if again:
-            for block in encoder.blocks:
-                map_BCT = checkpoint(block, map_BCT, use_reentrant=False)
-        else:
-            map_BCT = encoder.blocks(map_BCT)
-        torch.autograd.backward(map_BCT.square().mean())
-        found.append([weight.grad for weight in encoder.blocks.parameters()])
-    for kept, recomputed in zip(*found, strict=True):
-        assert kept is not None and recomputed is not None
-        assert torch.equal(kept, recomputed)
-
-
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("norm", ["batch", "rank-batch", "group"])
 def test_bfloat16_autocast_trains_with_every_norm(name: str, norm: str) -> None:
@@ -383,21 +357,6 @@ def test_bfloat16_autocast_trains_with_every_norm(name: str, norm: str) -> None:
     assert (features_BD - exact_BD).norm() < 0.05 * exact_BD.norm()
     torch.autograd.backward(features_BD.square().sum())
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in encoder.parameters())
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_a_published_encoder_comes_back_with_its_running_averages(name: str, tmp_path: Path) -> None:
-    contract = SignalContract(
-        rate_hz=500.0, leads=("I", "II", "V1"), mean_mv=(0.0,) * 3, std_mv=(0.5,) * 3, clip=5.0, window_samples=1000
-    )
-    model = ECGEncoder(encoder=config_file.to_dict(SMALL[name]), signal=config_file.to_dict(contract))
-    stir_(model.encoder)
-    model.save_pretrained(tmp_path)
-    again = ECGEncoder.from_pretrained(tmp_path)
-    signal_BLT = signal(SMALL[name], 7, rows=3)
-    features_BD = model.eval().features(signal_BLT)
-    assert features_BD.std() > 0.01
-    assert torch.equal(again.features(signal_BLT), features_BD)
 
 
 @pytest.mark.parametrize(

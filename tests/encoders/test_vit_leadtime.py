@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -46,10 +47,25 @@ def slow_norm(values_D: Tensor, weight_D: Tensor) -> Tensor:
     return (values_D - mean) / math.sqrt(((values_D - mean) ** 2).sum() / len(values_D) + 1e-6) * weight_D
 
 
+def turned(config: LeadTimeViT.Config, rows: Tensor, places: list[Place]) -> Tensor:
+    """Return each row after plane rotations by its step; what has no step is left as it is."""
+    out, size = rows.clone(), config.width // config.num_heads
+    for row, (_, step) in enumerate(places):
+        for feature in range(config.width):
+            pair = feature % size % (size // 2)
+            angle = step / 10_000 ** (2 * pair / size) if isinstance(step, int) else 0.0
+            first = feature % size < size // 2
+            other = rows[row, feature + size // 2 if first else feature - size // 2]
+            out[row, feature] = math.cos(angle) * rows[row, feature] + (-1 if first else 1) * math.sin(angle) * other
+    return out
+
+
 def slow_attention(config: LeadTimeViT.Config, normed: Tensor, places: list[Place], qkv: Tensor) -> Tensor:
     """Return what each token takes from those that it sees, one head and one token at a time."""
     width, heads = config.width, config.num_heads
     query, key, value = (normed @ part.T for part in qkv.reshape(3, width, width))
+    if config.positions == "rotary":
+        query, key = (turned(config, rows, places) for rows in (query, key))
     mixed = torch.zeros_like(normed)
     for head in range(heads):
         here = slice(head * width // heads, (head + 1) * width // heads)
@@ -81,6 +97,7 @@ def slow_vit(
                 continue
             angle = [step / 10_000 ** (feature / half) for feature in range(half)]
             position = torch.tensor([*map(math.sin, angle), *map(math.cos, angle)], dtype=torch.float64)
+            position = position if config.positions == "sincos" else torch.zeros_like(position)
             patch = signal_LT[row, step * size : (step + 1) * size].double()
             found.append(((lead, step), state["patch.weight"] @ patch + position + state["lead"][lead]))
     places, hidden = [place for place, _ in found], torch.stack([token for _, token in found])
@@ -95,10 +112,16 @@ def slow_vit(
     return torch.stack([slow_norm(row, state["norm.weight"]) for row in hidden])[beside:]
 
 
+@pytest.mark.parametrize("positions", ["sincos", "rotary"])
 @pytest.mark.parametrize("attention", ["all", "cross"])
 @pytest.mark.parametrize(("registers", "separators"), [(0, False), (2, False), (0, True), (1, True)])
-def test_tokens_are_those_of_float64(attention: str, registers: int, separators: bool) -> None:
-    config = replace(TINY, num_registers=registers, separators=separators, attention=attention)  # type: ignore[arg-type]
+def test_tokens_are_those_of_float64(
+    registers: int,
+    separators: bool,
+    attention: Literal["all", "cross"],
+    positions: Literal["sincos", "rotary"],
+) -> None:
+    config = replace(TINY, num_registers=registers, separators=separators, attention=attention, positions=positions)
     encoder, signal_BLT = build(config), signal()
     keep = [[0, 3, 5, 10], [1, 2, 8, 11]]
     whole = torch.stack([slow_vit(encoder, row) for row in signal_BLT])
@@ -109,12 +132,24 @@ def test_tokens_are_those_of_float64(attention: str, registers: int, separators:
     torch.testing.assert_close(encoder(signal_BLT, torch.tensor(keep)).double(), kept, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("positions", ["sincos", "rotary"])
 @pytest.mark.parametrize("leads", [[0], [2, 0], [1, 2], [0, 1, 2]])
-def test_any_leads_are_encoded_as_themselves(leads: list[int]) -> None:
-    encoder = build(replace(TINY, separators=True, attention="cross"))
+def test_any_leads_are_encoded_as_themselves(leads: list[int], positions: Literal["sincos", "rotary"]) -> None:
+    encoder = build(replace(TINY, separators=True, attention="cross", positions=positions))
     some_BLT = signal()[:, leads]
     wanted = torch.stack([slow_vit(encoder, row, leads=leads) for row in some_BLT])
     torch.testing.assert_close(encoder(some_BLT, leads=leads).double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_register_pool_is_what_tokens_and_separators_make_of_the_first_register() -> None:
+    encoder = build(replace(TINY, num_registers=2, separators=True, pooling="register"))
+    tokens_BND, features_BD = encoder.encode(signal())
+    assert torch.equal(tokens_BND, encoder(signal()))
+    assert torch.equal(features_BD, encoder(signal(), registers=True)[:, 0])
+    moved = signal()
+    moved[0, 2, -1] += 3.0
+    change_B = (encoder.encode(moved)[1] - features_BD).abs().amax(dim=1)
+    assert change_B[0] > 1e-4 and change_B[1] == 0
 
 
 def test_a_lead_that_is_not_there_is_one_whose_tokens_are_left_out() -> None:
@@ -148,19 +183,6 @@ def test_tokens_of_another_lead_and_time_reach_each_other_through_two_blocks_of_
 def test_leads_that_are_not_the_signals_are_refused(leads: list[int], message: str) -> None:
     with pytest.raises(SignalError, match=message):
         build()(signal()[:, :1], leads=leads)
-
-
-def test_computing_again_for_the_backward_pass_changes_nothing() -> None:
-    encoder = build(replace(TINY, attention="cross"))
-    gradients = []
-    for recomputed in (False, True):
-        encoder.blocks.recomputed = recomputed
-        encoder.zero_grad()
-        torch.autograd.backward(encoder(signal()).square().sum())
-        gradients.append({name: weight.grad for name, weight in encoder.named_parameters()})
-    for name, gradient in gradients[0].items():
-        assert gradient is not None and gradients[1][name] is not None
-        assert torch.equal(gradient, gradients[1][name]), name  # type: ignore[arg-type]
 
 
 def test_positions_are_in_no_checkpoint_and_what_is_not_asked_for_has_no_weight() -> None:

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ecgfm.errors import ConfigError
-from ecgfm.eval.run_plots import plot_runs, run_names
+from ecgfm.eval.run_plots import plot_runs
+from ecgfm.run_folder import run_names
 
 
 def write_run(folder: Path, scale: float = 1.0, **more: Any) -> Path:

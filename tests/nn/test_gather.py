@@ -5,18 +5,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ecgfm.nn.gather import gather_rows
+from tests.two_ranks import one_of_two, run_two_ranks
 
 ROWS = 3
 """Of each rank."""
@@ -37,11 +32,7 @@ def loss_of(own: Tensor, everybody: Tensor, weight: Tensor) -> Tensor:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """Return what each of two ranks found."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=environment) for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    run_two_ranks(__file__, folder)
     return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 
@@ -70,25 +61,22 @@ def test_alone_nothing_is_done() -> None:
 
 
 if __name__ == "__main__":
-    own, folder = int(sys.argv[1]), Path(sys.argv[2])
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=own, world_size=2)
-    values, weight = whole()
-    mine = slice(own * ROWS, (own + 1) * ROWS)
-    leaf = values[mine].clone().requires_grad_()
-    rows, first = gather_rows(leaf)
-    torch.autograd.backward(loss_of(leaf, rows, weight[mine]))
-    assert leaf.grad is not None
-    deep, _ = gather_rows(values[mine][:, :, None].expand(-1, -1, 2))
-    meta, meta_first = gather_rows(values[mine].to("meta"))
-    save_file(
-        {
-            "rows": rows.detach(),
-            "first": torch.tensor(first),
-            "gradient": leaf.grad,
-            "deep": deep.contiguous(),
-            "meta": torch.tensor([*meta.shape, meta_first]),
-        },
-        folder / f"{own}.safetensors",
-    )
-    dist.barrier()
-    dist.destroy_process_group()
+    with one_of_two() as (own, folder):
+        values, weight = whole()
+        mine = slice(own * ROWS, (own + 1) * ROWS)
+        leaf = values[mine].clone().requires_grad_()
+        rows, first = gather_rows(leaf)
+        torch.autograd.backward(loss_of(leaf, rows, weight[mine]))
+        assert leaf.grad is not None
+        deep, _ = gather_rows(values[mine][:, :, None].expand(-1, -1, 2))
+        meta, meta_first = gather_rows(values[mine].to("meta"))
+        save_file(
+            {
+                "rows": rows.detach(),
+                "first": torch.tensor(first),
+                "gradient": leaf.grad,
+                "deep": deep.contiguous(),
+                "meta": torch.tensor([*meta.shape, meta_first]),
+            },
+            folder / f"{own}.safetensors",
+        )

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ecgfm.nn.positions import HeldPositions, sincos_positions
+from ecgfm.nn.positions import HeldPositions, rotary_turns, sincos_positions
 
 
 @pytest.mark.parametrize(("tokens", "width"), [(200, 192), (7, 2), (1, 8), (1000, 16)])
@@ -36,6 +36,18 @@ def test_a_longer_window_keeps_the_positions_of_a_shorter() -> None:
 def test_every_token_has_a_position_of_its_own() -> None:
     positions = sincos_positions(200, 16)
     assert (torch.cdist(positions, positions) + 10 * torch.eye(200)).min() > 0.1
+
+
+def test_turns_are_the_sine_and_cosine_of_each_features_angle() -> None:
+    step_BN = torch.tensor([[0, 7, 3], [19, 0, 1]])
+    turn_B1NF = rotary_turns(sincos_positions(20, 6), step_BN)
+    assert turn_B1NF.shape == (2, 1, 3, 12)
+    for row in range(2):
+        for token in range(3):
+            # Features 0 and 3, 1 and 4, 2 and 5 of a head of 6 are turned together.
+            angle = [int(step_BN[row, token]) / 10_000 ** (2 * (feature % 3) / 6) for feature in range(6)]
+            wanted = [*map(math.sin, angle), *map(math.cos, angle)]
+            assert turn_B1NF[row, 0, token].tolist() == pytest.approx(wanted, abs=6.1e-8)
 
 
 def test_an_odd_width_is_our_fault() -> None:

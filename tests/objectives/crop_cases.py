@@ -1,19 +1,16 @@
 """Small objectives that compare crops, and heads written out in float64, for the tests of each.
 
-`python crop_cases.py RANK RANKS FOLDER` is one of the ranks of test_crops.py.
+`python crop_cases.py RANK FOLDER` is one of the ranks of test_crops.py.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,6 +23,7 @@ from ecgfm.objectives.byol import BYOL
 from ecgfm.objectives.dino import DINO
 from ecgfm.objectives.lejepa import LeJEPA
 from ecgfm.objectives.vicreg import VICReg
+from tests.two_ranks import one_of_two
 
 ENCODER = ViT.Config(width=16, num_leads=3, patch_samples=50, depth=1, num_heads=2)
 WINDOW, ROWS = 1000, 6
@@ -155,10 +153,7 @@ def one_step(name: str, rows: slice) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    own, ranks, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=own, world_size=ranks)
-    share = ROWS // ranks
-    for case in SETTINGS:
-        save_file(one_step(case, slice(own * share, (own + 1) * share)), folder / f"{case}-{own}.safetensors")
-    dist.barrier()
-    dist.destroy_process_group()
+    with one_of_two() as (own, folder):
+        share = ROWS // 2
+        for case in SETTINGS:
+            save_file(one_step(case, slice(own * share, (own + 1) * share)), folder / f"{case}-{own}.safetensors")

@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,15 +27,19 @@ from ecgfm.objectives.moco import MoCo
 from ecgfm.objectives.moco_v3 import MoCoV3
 from ecgfm.objectives.simclr import SimCLR
 from ecgfm.train.flops import window_flops
+from tests.two_ranks import one_of_two, run_two_ranks
 
 SAMPLES, RATE_HZ, ROWS = 400, 500.0, 8
 SETTINGS: dict[str, Objective.Config] = {
     "simclr": SimCLR.Config(projector=(12, 6)),
     "cmsc": CMSC.Config(projector=(6,), projector_norm="batch"),
+    "cmsc_patient": CMSC.Config(projector=(6,), projector_norm="batch", positives="patient"),
     "moco": MoCo.Config(projector=(12, 6), queue=12, momentum=0.9),
     "moco_v3": MoCoV3.Config(projector=(12, 12, 6), predictor=(12, 6)),
 }
 VIT = ViT.Config(width=16, num_leads=12, patch_samples=25, depth=1, num_heads=2)
+PATIENTS = (0, 1, 1, 1, 3, 0, 0, 4)
+"""Whose the rows are: of two ranks with two rows each, the second has more pairs than the first."""
 # A network with batch norm, whose batch is that of all ranks.
 RESNET = ResNet1d.Config(
     width=8, patch_samples=4, layers=(1, 1, 1), doubles=False, kernels=(3, 3), stem_stride=1, stem_pool=False
@@ -60,6 +61,7 @@ def views(objective: Objective, rows: tuple[int, int] = (0, ROWS), step: int = 0
         rate_hz=RATE_HZ,
         mean_mv_BL=torch.zeros(last - first, 12),
         std_mv_BL=torch.ones(last - first, 12),
+        patient_B=torch.tensor(PATIENTS[first:last]) if objective.asks_patients(objective.config) else None,
     )
     return objective.views(batch, Draws(seed=0, step=step, rows=rows, all_rows=ROWS, device=torch.device("cpu")))
 
@@ -100,6 +102,19 @@ def slow_cmsc(objective: Any, batch: Batch) -> Tensor:
     return torch.stack(there + back).mean()
 
 
+def slow_cmsc_patient(objective: Any, batch: Batch) -> Tensor:
+    """Return half of the sum of equations 2 and 3 in both directions."""
+    both = heads(objective, torch.cat(views_of(batch)))
+    halves = both[:ROWS], both[ROWS:]
+    pairs = [(i, j) for i in range(ROWS) for j in range(ROWS) if i != j and PATIENTS[i] == PATIENTS[j]]
+    assert len(pairs) == 12
+    total = torch.zeros((), dtype=torch.float64)
+    for one, other in (halves, halves[::-1]):
+        for indices in ([(i, i) for i in range(ROWS)], pairs):
+            total = total + torch.stack([log_share(one[i], list(other), j, 0.1) for i, j in indices]).mean()
+    return total / 2
+
+
 def slow_moco(objective: Any, batch: Batch) -> Tensor:
     """Return equation 1 of MoCo, in which the queue's keys are negatives."""
     query_view, key_view = views_of(batch)
@@ -133,7 +148,13 @@ def heads(objective: Any, view: Tensor) -> Tensor:
     return out.double()
 
 
-SLOW = {"simclr": slow_simclr, "cmsc": slow_cmsc, "moco": slow_moco, "moco_v3": slow_moco_v3}
+SLOW = {
+    "simclr": slow_simclr,
+    "cmsc": slow_cmsc,
+    "cmsc_patient": slow_cmsc_patient,
+    "moco": slow_moco,
+    "moco_v3": slow_moco_v3,
+}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -155,7 +176,7 @@ def test_views_that_are_alike_find_each_other(name: str) -> None:
     still = Augment(transforms=(GaussianNoise.Config(sd_mv=0.001),))
     objective = build(type(settings)(**{**vars(settings), "augment": still}))
     batch = views(objective)
-    if name == "cmsc":
+    if name.startswith("cmsc"):
         assert batch.views_BVLT is not None
         batch.views_BVLT[:, 1] = batch.views_BVLT[:, 0]
     figures = objective(batch, at(measure=True))
@@ -191,11 +212,7 @@ def found(name: str, rank: int, ranks: int) -> dict[str, Tensor]:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Tensor]]]:
     """Return what each of two ranks found, by objective."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=environment) for rank in range(2)
-    ]
-    assert [process.wait(timeout=240) for process in started] == [0, 0]
+    run_two_ranks(__file__, folder)
     return {name: [load_file(folder / f"{name}-{rank}.safetensors") for rank in range(2)] for name in SETTINGS}
 
 
@@ -211,6 +228,22 @@ def test_two_ranks_train_as_one_with_all_rows(name: str, ranks: dict[str, list[d
         else:
             assert torch.equal(first[key], second[key]), key
             torch.testing.assert_close(first[key], wanted, atol=1e-3, rtol=1e-3)
+
+
+def test_a_batch_of_strangers_learns_what_it_learns_without_patients() -> None:
+    plain, asking = build(SETTINGS["cmsc"]), build(SETTINGS["cmsc_patient"])
+    batch = views(asking)
+    strangers, alike = replace(batch, patient_B=torch.arange(ROWS)), replace(batch, patient_B=torch.zeros(ROWS).long())
+    wanted, found = plain(views(plain), at()), asking(strangers, at())
+    assert found["loss"] == wanted["loss"] and found["same_patient"] == 0
+    assert "same_patient" not in wanted
+    for one, other in zip(
+        torch.autograd.grad(wanted["loss"], list(plain.parameters())),
+        torch.autograd.grad(found["loss"], list(asking.parameters())),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+    assert asking(batch, at())["same_patient"] == 6 / 8 and asking(alike, at())["same_patient"] == 1
 
 
 def test_the_queue_holds_the_newest_keys_in_the_windows_order() -> None:
@@ -310,12 +343,9 @@ def test_augmentations_that_the_window_cannot_take_are_refused_before_anything_i
 
 
 if __name__ == "__main__":
-    own, folder = int(sys.argv[1]), Path(sys.argv[2])
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=own, world_size=2)
-    for name, settings in SETTINGS.items():
-        mine = found(name, own, 2)
-        on_meta = build(settings, RESNET, "meta")
-        operations = window_flops(on_meta, num_leads=12, window_samples=SAMPLES, rate_hz=RATE_HZ)
-        save_file({**mine, "operations": torch.tensor(operations)}, folder / f"{name}-{own}.safetensors")
-    dist.barrier()
-    dist.destroy_process_group()
+    with one_of_two() as (own, folder):
+        for name, settings in SETTINGS.items():
+            mine = found(name, own, 2)
+            on_meta = build(settings, RESNET, "meta")
+            operations = window_flops(on_meta, num_leads=12, window_samples=SAMPLES, rate_hz=RATE_HZ)
+            save_file({**mine, "operations": torch.tensor(operations)}, folder / f"{name}-{own}.safetensors")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,18 +19,14 @@ from ecgfm.objectives.lejepa import LeJEPA
 from ecgfm.objectives.vicreg import VICReg
 from tests.objectives import crop_cases
 from tests.objectives.crop_cases import AT, ENCODER, NOTHING, ROWS, SETTINGS, WINDOW, batch, build, draws, one_step
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.two_ranks import run_two_ranks
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Tensor]]]:
     """Return what each of two ranks found in a step, by objective."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, crop_cases.__file__]
-    started = [subprocess.Popen([*command, str(rank), "2", str(folder)], env=environment) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    run_two_ranks(crop_cases.__file__, folder)
     return {name: [load_file(folder / f"{name}-{rank}.safetensors") for rank in range(2)] for name in SETTINGS}
 
 
@@ -128,7 +120,7 @@ def test_crops_shorter_than_a_step_are_refused(settings: Cropped.Config, message
         (BYOL, {"long_share": 0.0}, "--objective.long-share must be above 0"),
         (DINO, {"short_share": 1.5}, "--objective.short-share must be above 0 and at most 1, got 1.5"),
         (DINO, {"num_short": -1}, "--objective.num-short must be 0 or more, got -1"),
-        (DINO, {"prototypes": 1}, "--objective.prototypes is too small: 1"),
+        (DINO, {"prototypes": 1}, "--objective.prototypes must be at least 2, got 1"),
         (DINO, {"center_momentum": 1.5}, "--objective.center-momentum needs values in 0..1, got 1.5"),
         (DINO, {"teacher_temperature": (0.0, 0.1)}, "-teacher-temperature must be above 0"),
         (BYOL, {"momentum": (0.9, 1.1)}, "--objective.momentum needs values in 0..1"),

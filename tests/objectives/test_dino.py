@@ -48,6 +48,39 @@ def test_loss_and_gradients_are_those_of_float64() -> None:
     compare(objective, exact, objective(views, AT)["loss"], torch.stack(terms).mean())
 
 
+def test_batch_norm_of_the_head_is_over_all_crops_of_a_length() -> None:
+    objective = built(head_norm="batch")
+    views = objective.views(batch(), draws())
+    assert views.views_BVLT is not None and views.short_BSLT is not None
+    exact = Exact(objective)
+
+    def cosines(part: str, head: str, crops_BVLT: Tensor) -> Tensor:
+        crops = crops_BVLT.unbind(1)
+        rows_BD = torch.cat([exact.features(part, crop) for crop in crops])
+        for place in (0, 3, 6):
+            name = f"{head}.layers.{place}"
+            rows_BD = rows_BD @ exact.weights[f"{name}.weight"].T
+            if place == 6:
+                rows_BD = rows_BD + exact.weights[f"{name}.bias"]
+                break
+            away_BD = rows_BD - rows_BD.mean(dim=0)
+            norm = f"{head}.layers.{place + 1}"
+            rows_BD = away_BD / (away_BD.square().mean(dim=0) + 1e-5).sqrt()
+            rows_BD = rows_BD * exact.weights[f"{norm}.weight"] + exact.weights[f"{norm}.bias"]
+            rows_BD = rows_BD * (1 + torch.erf(rows_BD / math.sqrt(2))) / 2
+        directions = exact.weights[f"{head}.prototypes.weight"]
+        products = rows_BD @ directions.T
+        found = products / rows_BD.square().sum(dim=1, keepdim=True).sqrt() / directions.square().sum(dim=1).sqrt()
+        return torch.stack(found.chunk(len(crops)))
+
+    target = ((cosines("teacher", "teacher_head", views.views_BVLT) - objective.center_K.double()) / 0.047).softmax(-1)
+    guesses = [cosines("encoder", "head", crops) for crops in (views.views_BVLT, views.short_BSLT)]
+    guess = (torch.cat(guesses) / 0.1).log_softmax(-1)
+    pairs = [(one, other) for one in range(2) for other in range(len(guess)) if one != other]
+    terms = [-(target[one].detach() * guess[other]).sum(dim=1).mean() for one, other in pairs]
+    compare(objective, exact, objective(views, AT)["loss"], torch.stack(terms).mean())
+
+
 def test_the_center_follows_the_mean_of_all_micro_batches_once_a_step() -> None:
     objective = built()
     views = objective.views(batch(), draws())

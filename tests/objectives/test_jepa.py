@@ -334,7 +334,7 @@ def test_an_encoder_that_cannot_leave_tokens_out_is_refused(keeper: Encoder.Conf
 
 
 def test_a_window_that_patches_do_not_fill_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"windows of 1050 samples are not filled by patches of 100"):
+    with pytest.raises(ConfigError, match=r"windows of 1050 samples are not filled by the steps of 100"):
         build_objective(SETTINGS, ENCODER, 1050, 500.0)
 
 

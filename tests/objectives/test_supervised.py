@@ -6,15 +6,10 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,6 +19,7 @@ from ecgfm.errors import ConfigError
 from ecgfm.objectives.advmask import AdvMask
 from ecgfm.objectives.base import Objective, Progress, build_objective
 from ecgfm.objectives.supervised import Supervised
+from tests.two_ranks import one_of_two, run_two_ranks
 
 ROWS, WINDOW = 8, 256
 AT = Progress(step=3, schedule_steps=10)
@@ -155,11 +151,7 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, object], said
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Tensor]]]:
     """Return loss and gradients of each of two ranks, by objective."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=environment) for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    run_two_ranks(__file__, folder)
     return {name: [load_file(folder / f"{name}-{rank}.safetensors") for rank in range(2)] for name in CONFIGS}
 
 
@@ -176,12 +168,9 @@ def test_two_ranks_do_what_one_does_with_all_rows(name: str, ranks: dict[str, li
 
 
 if __name__ == "__main__":
-    own, folder = int(sys.argv[1]), Path(sys.argv[2])
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=own, world_size=2)
-    for name, config in CONFIGS.items():
-        objective = build(config)
-        found = objective(batch(objective, (own * ROWS // 2, (own + 1) * ROWS // 2)), AT)
-        torch.autograd.backward(found["loss"])
-        save_file({"loss": found["loss"].detach(), **gradients(objective)}, folder / f"{name}-{own}.safetensors")
-    dist.barrier()
-    dist.destroy_process_group()
+    with one_of_two() as (own, folder):
+        for name, config in CONFIGS.items():
+            objective = build(config)
+            found = objective(batch(objective, (own * ROWS // 2, (own + 1) * ROWS // 2)), AT)
+            torch.autograd.backward(found["loss"])
+            save_file({"loss": found["loss"].detach(), **gradients(objective)}, folder / f"{name}-{own}.safetensors")

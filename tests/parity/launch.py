@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def launch_ranks(ranks: int, words: list[str], logs: Path) -> None:
+def launch_ranks(ranks: int, words: list[str], logs: Path, **environment: str) -> None:
     """Run `python WORDS` once a rank, on a free port; what they say goes to a folder, and is shown when one fails."""
     logs.mkdir()
     with socket.socket() as free:
@@ -26,7 +26,7 @@ def launch_ranks(ranks: int, words: list[str], logs: Path) -> None:
                 subprocess.Popen(
                     [sys.executable, *words],
                     cwd=ROOT,
-                    env={**os.environ, **place},
+                    env={**os.environ, **place, **environment},
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )

@@ -22,7 +22,7 @@ from tests.parity.launch import launch_ranks
 LAUNCHES = (2, 1, 2)
 """Ranks of each launch; a leg is done by the first that has its ranks and comes after the leg before."""
 ACCEPT = "--accept-change engine.zero_stage engine.accumulation engine.precision"
-FLOAT32_LOSS = 2e-6
+FLOAT32_LOSS = 1e-6
 """Of float32's losses against the plain loop's, relative; 8e-8 to 1.5e-7 are measured: sums in another order."""
 FLOAT32_WEIGHTS = 2e-5
 """Of weights and of AdamW's averages after the last step, relative in norm; up to 5e-6 are measured."""
@@ -92,6 +92,18 @@ ROWS = [
             (1, "precision float32 zero-stage 3 accumulation 4"),
             (2, "precision float32 zero-stage 2 accumulation 2 offload"),
         ),
+    ),
+    Row(
+        "resumed, float32, 2 ranks, stages 1 0, accumulation 1 2",
+        ((2, "precision float32 zero-stage 1"), (2, "precision float32 zero-stage 0 accumulation 2")),
+    ),
+    Row(
+        "resumed, float32, ranks 1 2, stages 2 0, accumulation 4 1",
+        ((1, "precision float32 zero-stage 2 accumulation 4"), (2, "precision float32 zero-stage 0")),
+    ),
+    Row(
+        "resumed, float32, ranks 1 2, stages 0 3",
+        ((1, "precision float32 zero-stage 0"), (2, "precision float32 zero-stage 3")),
     ),
     Row(
         "resumed, bfloat16-weights, float32, bfloat16-weights, ranks 2 1 2, stages 3 0 2",
@@ -165,7 +177,9 @@ def table(tmp_path_factory: pytest.TempPathFactory, training_shards: Path) -> Ta
     for number, (ranks, todo) in enumerate(zip(LAUNCHES, jobs, strict=True)):
         jobs_file = table.folder / f"launch{number}.json"
         jobs_file.write_text(json.dumps(todo))
-        launch_ranks(ranks, ["tests/parity/worker.py", str(jobs_file)], table.folder / f"launch{number}")
+        full = ["tests/parity/worker.py", str(jobs_file)]
+        compiles = any("--engine.compile" in job for job in todo)
+        launch_ranks(ranks, full, table.folder / f"launch{number}", TORCHDYNAMO_DISABLE="0" if compiles else "1")
     print(f"\n{'largest relative difference from the plain loop':82}    loss  target weights exp_avg")
     for name in NAMES:
         figures = table.figures(name)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,31 +22,16 @@ Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def run_failing(tiny: list[str]) -> Run:
-    """Return a function that trains on two ranks with bad steps; it returns rank 0's status and all output."""
+def run_failing(tiny: list[str], run_ranks: Callable[..., list[int]]) -> Run:
+    """Return a function that trains on two ranks with bad steps; it returns the ranks' status and all output."""
 
     def run(out: Path, steps: str, what: str, rank: int, *words: str) -> tuple[int, str]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        shared |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-        shared |= {"FAIL_STEPS": steps, "FAIL_WHAT": what, "FAIL_RANK": str(rank)}
-        command = [sys.executable, "tests/train/failing_recipe.py", *tiny, *words, "--out", str(out)]
-        ranks = [
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**os.environ, **shared, "RANK": str(number), "LOCAL_RANK": str(number)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for number in range(2)
-        ]
-        said = [process.communicate(timeout=240)[0] for process in ranks]
-        assert ranks[0].returncode == ranks[1].returncode, "".join(said)[-3000:]
-        return ranks[0].returncode, "".join(said)
+        log = out.with_suffix(".log")
+        log.unlink(missing_ok=True)
+        script = ("tests/train/failing_recipe.py", *tiny, *words, "--out", out)
+        first, second = run_ranks(2, *script, log=log, FAIL_STEPS=steps, FAIL_WHAT=what, FAIL_RANK=str(rank))
+        assert first == second, log.read_text()[-3000:]
+        return first, log.read_text()
 
     return run
 

@@ -18,6 +18,7 @@ from ecgfm.errors import ConfigError
 from ecgfm.train.engine import Engine
 from ecgfm.train.figures import Meter, WindowCost
 from ecgfm.train.monitor import MonitorConfig, check_monitor
+from tests.parity.launch import launch_ranks
 
 # Stands for wandb, which is not installed for the tests: what DeepSpeed's monitor calls is written down.
 WANDB = """
@@ -65,6 +66,15 @@ def test_waiting_and_memory_are_those_of_the_rank_that_has_most() -> None:
     assert "mfu" not in figures
 
 
+def test_a_figure_of_a_database_is_a_quotient_of_means_and_one_without_windows_is_left_out() -> None:
+    ours = meter()
+    ours.step(torch.ones(1), 8, good=True)
+    losses = {"loss": 1.0, "mse.ptb": 0.6, "mse.ptb over": 0.25, "mse.ludb": 0.0, "mse.ludb over": 0.0}
+    figures = ours.figures(1, {name: torch.tensor(value) for name, value in losses.items()}, {})
+    assert figures["mse.ptb"] == pytest.approx(2.4, rel=1e-6)
+    assert not [name for name in figures if name.startswith("mse.") and name != "mse.ptb"]
+
+
 def test_waiting_is_a_share_of_the_time_and_begins_anew_with_each_logged_step() -> None:
     ours = meter()
     before = time.perf_counter()
@@ -105,12 +115,11 @@ def boards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_board_has_the_figures_of_the_metrics_from_rank_0_alone(
-    tmp_path: Path, boards: Path, tiny: list[str], start_recipe: Launch
+    tmp_path: Path, boards: Path, tiny: list[str]
 ) -> None:
     out = tmp_path / "run"
-    words = ["--monitor.wandb", "ecg", "--monitor.csv", "--monitor.peak-tflops", "0.5", "--steps", "3", "--out", out]
-    process = start_recipe(2, *tiny, *words, log=tmp_path / "log")
-    assert process.wait(timeout=240) == 0, (tmp_path / "log").read_text()[-3000:]
+    words = f"--monitor.wandb ecg --monitor.csv --monitor.peak-tflops 0.5 --steps 3 --out {out}"
+    launch_ranks(2, ["recipes/jepa_vit.py", *tiny, *words.split()], tmp_path / "logs")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         assert abs(time.time() - line.pop("time")) < 600

@@ -12,9 +12,11 @@ from ecgfm.encoders.resnet1d import ResNet1d
 from ecgfm.encoders.vit import ViT
 from ecgfm.errors import ConfigError
 from ecgfm.objectives.advmask import AdvMask
-from ecgfm.objectives.base import Objective, OwnOptim, build_objective
+from ecgfm.objectives.base import Objective, OwnOptim, Progress, build_objective
 from ecgfm.objectives.jepa import JEPA
 from ecgfm.train.optim import Optim, build_optimizer, set_values
+
+AT = Progress(step=7, schedule_steps=100)
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_a_step_moves_weights_as_adamw_is_written_down() -> None:
         model.weight.fill_(2.0)
         model.bias.fill_(2.0)
     optimizer = build_optimizer(settings, model)
-    set_values(optimizer.param_groups, {"lr": 0.1, "weight_decay": 0.5})
+    set_values(optimizer.param_groups, {"lr": 0.1, "weight_decay": 0.5}, AT)
     weight, bias, first, second = 2.0, 2.0, 0.0, 0.0
     for step, gradient in enumerate((3.0, -1.0, 0.5), start=1):
         model.weight.grad, model.bias.grad = torch.full((1, 1), gradient), torch.full((1,), gradient)
@@ -121,7 +123,7 @@ def test_a_shorter_schedule_has_the_same_shape() -> None:
 
 def test_set_values_reaches_both_groups(objective: Objective) -> None:
     optimizer = build_optimizer(Optim(), objective)
-    set_values(optimizer.param_groups, {"lr": 0.25, "weight_decay": 0.5})
+    set_values(optimizer.param_groups, {"lr": 0.25, "weight_decay": 0.5}, AT)
     assert {(group["decays"], group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {
         (True, 0.25, 0.5),
         (False, 0.25, 0.0),
@@ -143,7 +145,7 @@ def test_a_part_with_settings_of_its_own_keeps_them_over_the_run() -> None:
     objective = build_objective(config, encoder, 200, 500.0)
     assert isinstance(objective, AdvMask)
     optimizer = build_optimizer(Optim(), objective)
-    set_values(optimizer.param_groups, {"lr": 0.25, "weight_decay": 0.5})
+    set_values(optimizer.param_groups, {"lr": 0.25, "weight_decay": 0.5}, AT)
     masker = {id(weight) for weight in objective.masker.parameters()}
     found = set()
     for group in optimizer.param_groups:
@@ -160,7 +162,33 @@ def test_a_part_with_settings_of_its_own_keeps_them_over_the_run() -> None:
     assert sorted(ids) == sorted(id(weight) for weight in objective.parameters())
 
 
-@pytest.mark.parametrize("settings", [{"lr": -1.0}, {"betas": (0.9, 1.0)}, {"eps": 0.0}, {"weight_decay": -0.1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": -1.0}, {"betas": (0.9, 1.0)}, {"eps": 0.0}, {"weight_decay": -0.1}, {"lr_start": -1.0},
+        {"lr_end": math.inf}, {"warmup_share": 1.0},
+    ],
+)  # fmt: skip
 def test_settings_of_a_part_that_cannot_work_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="of a part"):
         OwnOptim(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.0), (5, 0.25), (20, 1.0), (60, 0.5), (100, 0.0), (120, 0.0)])
+def test_a_part_may_warm_up_and_fall_along_a_cosine_of_its_own(step: int, share: float) -> None:
+    own = OwnOptim(lr=0.3, schedule="cosine", lr_start=0.1, lr_end=0.02, warmup_share=0.2, weight_decay=0.4)
+    encoder = ResNet1d.Config(width=8, layers=(1, 1), patch_samples=8)
+    config = AdvMask.Config(masker=own, masker_widths=(4,), projector=(4,))
+    objective = build_objective(config, encoder, 200, 500.0)
+    assert isinstance(objective, AdvMask)
+    optimizer = build_optimizer(Optim(), objective)
+    at = Progress(step=step, schedule_steps=100)
+    set_values(optimizer.param_groups, {"lr": 0.25, "weight_decay": 0.5}, at)
+    low = 0.1 if step < 20 else 0.02
+    wanted = low + (0.3 - low) * share
+    masker = {id(weight) for weight in objective.masker.parameters()}
+    for group in optimizer.param_groups:
+        is_masker = {id(weight) in masker for weight in group["params"]} == {True}
+        assert group["lr"] == pytest.approx(wanted if is_masker else 0.25, rel=1e-12)
+        assert group["weight_decay"] == (0.4 if is_masker else 0.5) * group["decays"]
+    assert objective.after_step(at) == {"masker_lr": pytest.approx(wanted, rel=1e-12)}

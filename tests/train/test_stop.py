@@ -126,6 +126,16 @@ def test_signals_after_the_last_checkpoint_end_nothing(number: signal.Signals) -
             signal.signal(each, handler)
 
 
+def test_a_run_that_fails_is_not_ended_before_it_has_said_why() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RuntimeError), stopping():
+            raise RuntimeError
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_ctrl_c_counts_whatever_came_with_it() -> None:
     for numbers in ((signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)):
         before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}

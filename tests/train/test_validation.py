@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +20,12 @@ from ecgfm.data.batch import Batch, Draws
 from ecgfm.data.prepare import Prepare
 from ecgfm.data.validation import ValidationWindows
 from ecgfm.databases.base import load_database
+from ecgfm.encoders.u_resnet import UResNet
 from ecgfm.encoders.vit import ViT
 from ecgfm.errors import CheckpointError, ConfigError, ShardError
 from ecgfm.objectives.base import Losses, Objective, Progress, build_objective
 from ecgfm.objectives.jepa import JEPA
+from ecgfm.objectives.reconstruct import Reconstruct
 from ecgfm.rng import derive
 from ecgfm.shards.writer import Options, convert
 from ecgfm.train import validation
@@ -36,8 +34,8 @@ from ecgfm.train.plan import open_shards, run_prepare, signal_contract
 from ecgfm.train.run import Data, Run, check_same, identity
 from ecgfm.train.validation import Validation
 from tests.objectives.takers import encoder_for
+from tests.parity.launch import launch_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
 WINDOW = 1000
 AT = Progress(step=7, schedule_steps=100)
 
@@ -134,6 +132,45 @@ def test_the_figure_is_the_mean_over_windows_on_any_number_of_ranks(objective: O
         assert look(objective, number, ranks)["val_loss"] == pytest.approx(float(total / number), rel=1e-12)
 
 
+def test_figures_of_databases_are_those_of_all_their_windows_on_any_number_of_ranks() -> None:
+    encoder = UResNet.Config(width=8, patch_samples=10, widths=(4, 6), strides=(5, 2), kernel=5, norm="group")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        objective = build_objective(Reconstruct.Config(), encoder, WINDOW, 500.0)
+    ready = Prepare(torch.zeros(2, 12), torch.full((2, 12), 0.3), 5.0, databases=("ptb", "ludb"))
+
+    class Mixed(Noise):
+        def read(self, first: int, last: int, read_shard: Any = None) -> Batch:
+            # The last chunk has one of the second database, the first none: a mean of means would be another.
+            folder_B = torch.tensor([int(number > 60 or number in (33, 40)) for number in range(first, last)])
+            return replace(super().read(first, last), database_B=folder_B)
+
+    class Both(OneOf):
+        parts: list[Tensor]
+
+        def mean(self, values: Tensor) -> Tensor:
+            """Return the mean over the ranks that were here so far."""
+            self.parts.append(values)
+            return torch.stack(self.parts).mean(dim=0)
+
+    number, found = 67, []
+    for ranks in (1, 2, 3):
+        parts: list[Tensor] = []
+        for rank in range(ranks):
+            world: Any = Both(rank, ranks)
+            world.parts = parts
+            figures = Validation(world, objective, ready, Mixed(**vars(noise(number))), autocast=False).figures(AT)
+        found.append(figures)
+    assert not [name for name in found[0] if name.endswith("over")]
+    share = 8 / number  # 33, 40 and 61 to 66
+    for figures in found:
+        # Sums of float32 means in another order.
+        assert figures == pytest.approx(found[0], rel=1e-6)
+        whole = share * figures["val_mse_all_mv2.ludb"] + (1 - share) * figures["val_mse_all_mv2.ptb"]
+        assert whole == pytest.approx(figures["val_mse_all_mv2"], rel=1e-6)
+        assert figures["val_mse_all_mv2.ludb"] != pytest.approx(figures["val_mse_all_mv2.ptb"], rel=1e-4)
+
+
 class Restless(JEPA):
     """Has whatever could be moved by being looked at: dropout, and a queue that training moves."""
 
@@ -187,6 +224,23 @@ def test_the_figure_follows_the_weights(objective: Objective) -> None:
         for weight in objective.encoder.parameters():
             weight.mul_(1.5)
     assert here.figures(AT)["val_loss"] != before
+
+
+def test_a_shard_from_afar_is_read_once_for_all_chunks_of_it(objective: Objective) -> None:
+    class Streamed(Noise):
+        def read(self, first: int, last: int, read_shard: Any = None) -> Batch:
+            assert bytes(read_shard(first // 64)) == b"shard"
+            return super().read(first, last)
+
+    asked: list[int] = []
+
+    def read_shard(number: int) -> memoryview:
+        asked.append(number)
+        return memoryview(b"shard")
+
+    world: Any = OneOf()
+    Validation(world, objective, prepare(), Streamed(**vars(noise(100))), autocast=False, read_shard=read_shard)
+    assert asked == [0, 1]  # of four chunks
 
 
 def test_a_record_that_cannot_be_read_is_told_to_all_ranks(objective: Objective) -> None:
@@ -295,16 +349,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny: list[str], write_challe
         without = [*words, "--data.validation-windows", "0", "--out", str(folder / f"{name}-without")]
         jobs += [[*words, *look.split(), "--out", str(folder / name)], without]
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    full = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)),
-        *("tests/train/quality_worker.py", str(folder / "jobs.json")),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(full, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    launch_ranks(2, ["tests/parity/worker.py", str(folder / "jobs.json")], folder / "logs")
     return folder
 
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +131,11 @@ class Augmentation(nn.Module, abc.ABC):
         """Return the labels that fit the changed signal; only mixtures of rows change them."""
         return labels_BC
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Tables go to another device, but not to another type when the weights beside them do.
+        super()._apply(lambda table: table.to(fn(table).device), recurse)  # type: ignore[no-untyped-call]
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
@@ -194,6 +200,16 @@ class Augmenter(nn.Module):
         for transform, rows_B, here in self._steps(view):
             labels_BC = transform.follow(labels_BC, here, rows_B)
         return labels_BC
+
+    def names(self, view: View) -> tuple[str, ...]:
+        """Return what is done to each window of a view, in words; for pictures."""
+        said: list[list[str]] = [[] for _ in range(len(view.mean_mv_BL))]
+        for transform, rows_B, here in self._steps(view):
+            changed_B = both(rows_B, transform.rows(here))
+            for row, words in enumerate(said):
+                if transform.config.p > 0.0 and (changed_B is None or bool(changed_B[row])):
+                    words.append(parts.kind_of(type(transform)))
+        return tuple(", ".join(words) or "unchanged" for words in said)
 
     def _steps(self, view: View) -> Sequence[tuple[Augmentation, Tensor | None, View]]:
         """Return each augmentation with the rows that picked it and its place, from which its numbers come."""

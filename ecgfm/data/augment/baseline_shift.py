@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ecgfm.data.augment._additive import Additive
+from ecgfm.data.augment._segment import inside_segment
 from ecgfm.data.augment.base import View, check_positive, check_share
 
 
@@ -45,9 +46,7 @@ class BaselineShift(Additive):
         """Return gains of either sign, and the rectangle."""
         spread_B1 = 1.0 + self.config.length_sd * view.normal("length", 1)
         length_B1 = (self.config.length_share * samples * spread_B1).floor().clamp(1, samples)
-        start_B1 = (view.uniform("start", 1) * (samples - length_B1 + 1)).floor()
-        time_T = torch.arange(samples, device=start_B1.device)
-        inside_BT = (time_T >= start_B1) & (time_T < start_B1 + length_B1)
+        inside_BT = inside_segment(length_B1, samples, view)
         sign_BE1 = torch.where(view.uniform("sign", leads, 1) < 0.5, -1.0, 1.0)
         gain_mv_BE1 = sign_BE1 * view.between("amplitude", self.config.amplitude_mv, 1, 1)
         return gain_mv_BE1, inside_BT[:, None]

@@ -14,34 +14,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ecgfm.data.augment.base import Augmentation, View, check_share
+from ecgfm.data.augment._hiding import Hiding
+from ecgfm.data.augment.base import View
 
 
-class BlockMask(Augmentation):
+class BlockMask(Hiding):
     """Hides a block."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Augmentation.Config):
-        """Settings of the mask."""
+    class Config(Hiding.Config):
+        """Settings of the mask: `share` is the length of the block."""
 
-        share: float = 0.2
-        """Length of the block as a share of the window."""
-        per_lead: bool = True
-        """Another place in each lead; else the same in all leads."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check_share(self, "share")
-
-    config: Config
-
-    def change(self, signal_BLT: Tensor, view: View) -> Tensor:
-        """Return the signal with a block of zeros."""
-        leads, samples = signal_BLT.shape[1:]
+    def hidden(self, leads: int, samples: int, view: View) -> Tensor:
+        """Return a block at a random place."""
         # 0.29 of 100 is a little less than 29 in floating point.
         length = math.floor(round(self.config.share * samples, 6))
-        start_BL1 = (view.uniform("start", leads if self.config.per_lead else 1, 1) * samples).to(torch.int32)
-        after_BLT = torch.arange(samples, device=signal_BLT.device, dtype=torch.int32) - start_BL1
+        start_BL1 = (view.uniform("start", leads, 1) * samples).to(torch.int32)
+        after_BLT = torch.arange(samples, device=start_BL1.device, dtype=torch.int32) - start_BL1
         # Both bounds hold where the block reaches over the end.
-        hidden_BLT = ((after_BLT >= 0) & (after_BLT < length)) | (after_BLT < length - samples)
-        return signal_BLT.masked_fill(hidden_BLT, 0.0)
+        return ((after_BLT >= 0) & (after_BLT < length)) | (after_BLT < length - samples)

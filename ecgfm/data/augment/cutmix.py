@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ecgfm.data.augment._mixing import Mixing, partners
+from ecgfm.data.augment._segment import inside_segment
 from ecgfm.data.augment.base import View, check_share
 
 
@@ -41,8 +42,6 @@ class Cutmix(Mixing):
     def change(self, signal_BLT: Tensor, view: View) -> Tensor:
         """Return the rows with their partners' segments."""
         samples = signal_BLT.shape[2]
-        length_B11 = ((1.0 - self.own_share(view)) * samples).round()[:, None, None]
-        start_B11 = (view.uniform("start", 1, 1) * (samples - length_B11 + 1)).floor()
-        time_T = torch.arange(samples, device=signal_BLT.device)
-        inside_B1T = (time_T >= start_B11) & (time_T < start_B11 + length_B11)
+        length_B1 = ((1.0 - self.own_share(view)) * samples).round()[:, None]
+        inside_B1T = inside_segment(length_B1, samples, view)[:, None]
         return torch.where(inside_B1T, partners(signal_BLT, view), signal_BLT)

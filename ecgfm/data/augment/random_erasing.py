@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ecgfm.data.augment._segment import inside_segment
 from ecgfm.data.augment.base import Augmentation, View, check_share
 
 
@@ -39,10 +40,8 @@ class RandomErasing(Augmentation):
     def change(self, signal_BLT: Tensor, view: View) -> Tensor:
         """Return the signal without a segment."""
         leads, samples = signal_BLT.shape[1:]
-        length_B11 = (view.between("length", self.config.share, 1, 1) * samples).floor()
-        start_B11 = (view.uniform("start", 1, 1) * (samples - length_B11 + 1)).floor()
-        time_T = torch.arange(samples, device=signal_BLT.device)
-        erased_B1T = (time_T >= start_B11) & (time_T < start_B11 + length_B11)
+        length_B1 = (view.between("length", self.config.share, 1) * samples).floor()
+        erased_B1T = inside_segment(length_B1, samples, view)[:, None]
         if self.config.fill == "zero":
             return signal_BLT.masked_fill(erased_B1T, 0.0)
         return torch.where(erased_B1T, view.many_normal("fill", leads, samples), signal_BLT)

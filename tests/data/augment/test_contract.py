@@ -122,6 +122,14 @@ def test_bfloat16_and_autocast_round_the_result_and_nothing_before(
         assert torch.equal(augmentation(coarse.float(), look()), wanted)
 
 
+def test_a_cast_of_the_weights_beside_it_leaves_its_tables_exact(
+    settings: Augmentation.Config, beats: Tensor, look: Look
+) -> None:
+    wanted = build_augmentation(settings)(beats, look())
+    assert torch.equal(build_augmentation(settings).bfloat16()(beats, look()), wanted)
+    assert all(table.device.type == "meta" for table in build_augmentation(settings).to("meta").buffers())
+
+
 def test_a_flat_signal_stays_finite(settings: Augmentation.Config, beats: Tensor, look: Look) -> None:
     assert build_augmentation(settings)(torch.zeros_like(beats), look()).isfinite().all()
 
