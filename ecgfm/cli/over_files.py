@@ -116,7 +116,11 @@ def over_files(settings: OverFiles, model: Model) -> None:
     except OSError as error:
         raise ConfigError(f"--out {settings.out} cannot be written: {error.strerror or error}") from error
     work.report(listed)
-    console.print(f"wrote {settings.out}: {table.rows:,} rows of {len(model.columns)} {model.what}", highlight=False)
+    console.print(
+        f"wrote {settings.out}: {table.rows:,} rows of {len(model.columns)} {model.what}",
+        highlight=False,
+        soft_wrap=True,
+    )
     if work.stopped:
         console.print(f"stopped: {work.done:,} of {len(files):,} files are done", highlight=False)
         raise KeyboardInterrupt

@@ -120,7 +120,7 @@ class Parquet(Table):
 
 
 class Npz(Table):
-    """NumPy: `file`, `record`, the values under what they are, `columns`, and `about` as JSON."""
+    """NumPy: `files`, `records`, the values under what they are, `columns`, and `about` as JSON."""
 
     def __init__(self, path: Path, columns: Sequence[str], what: str, about: Mapping[str, str]) -> None:
         super().__init__(path, columns, what, about)
@@ -133,8 +133,8 @@ class Npz(Table):
         """Write the file."""
         none = np.zeros((0, len(self.columns)), dtype=np.float32)
         arrays = {
-            "file": np.array([file for some, _, _ in self._parts for file in some], dtype=np.str_),
-            "record": np.array([record for _, some, _ in self._parts for record in some], dtype=np.str_),
+            "files": np.array([file for some, _, _ in self._parts for file in some], dtype=np.str_),
+            "records": np.array([record for _, some, _ in self._parts for record in some], dtype=np.str_),
             self.what: np.concatenate([none, *(values for _, _, values in self._parts)]),
             "columns": np.array(self.columns, dtype=np.str_),
             "about": np.array(json.dumps(self.about)),

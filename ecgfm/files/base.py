@@ -197,13 +197,14 @@ def find(words: Sequence[str | Path]) -> list[Path]:
 @contextlib.contextmanager
 def reads(path: Path, *errors: type[Exception]) -> Iterator[None]:
     """Turn what a reader raises of a damaged file into the record's error, and a missing package into ours."""
+    damage: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, *errors)
     try:
         yield
     except ModuleNotFoundError as error:
         raise ConfigError(f"{path} needs the package {error.name}: pip install 'ecgfm[files]'") from error
     except (RecordError, ConfigError):
         raise
-    except (OSError, ValueError, EOFError, *errors) as error:
+    except damage as error:
         raise RecordError("file-unreadable", f"{path} cannot be read: {error}") from error
 
 

@@ -109,7 +109,7 @@ def _recording(path: Path, dataset: Dataset, number: int, *, several: bool) -> R
 
 def _samples(path: Path, dataset: Dataset, number: int) -> NDArray[Any]:
     """Return the raw samples, shape (T, channels)."""
-    from pydicom.waveforms import multiplex_array
+    from pydicom.waveforms.numpy_handler import multiplex_array
 
     group = dataset.WaveformSequence[number]
     kind = (int(group.WaveformBitsAllocated), str(group.WaveformSampleInterpretation))

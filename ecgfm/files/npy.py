@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -12,6 +13,13 @@ import numpy as np
 from ecgfm.errors import RecordError
 from ecgfm.files._arrays import chosen, facts, recordings_of
 from ecgfm.files.base import FileFormat, Recording, Told, reads
+
+# zipfile raises RuntimeErrors where a password or an unknown packing is met; NumPy reads the header of an array as a
+# Python literal, and asks for the memory that it announces.
+_OF_DAMAGE = (
+    *(RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, TypeError),
+    *(LookupError, OverflowError, MemoryError),
+)
 
 
 class Npy(FileFormat):
@@ -24,8 +32,7 @@ class Npy(FileFormat):
     def read(self, path: Path, told: Told) -> Iterator[Recording]:
         """Yield the recordings of an array; see `FileFormat.read`."""
         known = facts(path, told)
-        # zipfile raises RuntimeErrors where a password or an unknown packing is met.
-        with reads(path, RuntimeError, zipfile.BadZipFile, zlib.error):
+        with reads(path, *_OF_DAMAGE):
             if path.suffix.lower() == ".npy":
                 # Reads no other format and never unpickles; an array of many recordings stays on the disk.
                 yield from recordings_of(np.lib.format.open_memmap(path, mode="r"), path, known)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from huggingface_hub import ModelCard
+from huggingface_hub import CardData, ModelCard, ModelCardData
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ecgfm import config
 from ecgfm.errors import ConfigError, ContractError
@@ -67,9 +68,8 @@ def read_facts(name_or_folder: str | Path, **how: Unpack[FromHub]) -> Facts:
     except ConfigError as error:
         raise ContractError(f"{found.paths[CONFIG]}: {error}; upgrade ecgfm") from error
     text = found.paths[README].read_text(encoding="utf-8", errors="replace") if README in found.paths else ""
-    # A card is anybody's text: broken metadata hides no contract.
-    data = ModelCard(text, ignore_metadata_errors=True).data
-    results = data.eval_results or []
+    data = _metadata(text)
+    results = data.get("eval_results") or []
     return Facts(
         name=str(name_or_folder),
         revision=found.revision,
@@ -91,6 +91,16 @@ def read_facts(name_or_folder: str | Path, **how: Unpack[FromHub]) -> Facts:
         ),
         sections=_sections(text),
     )
+
+
+def _metadata(text: str) -> CardData:
+    """Return a card's metadata; a card is anybody's text, and what is broken in it hides no contract."""
+    if not text:
+        return ModelCardData()
+    try:
+        return ModelCard(text, ignore_metadata_errors=True).data
+    except (YAMLError, ValueError):
+        return ModelCardData()
 
 
 def _list(value: Any) -> list[Any]:
