@@ -117,4 +117,4 @@ def _near(label: str, counts: Mapping[str, tuple[int, int]]) -> str:
     near += [name for name in counts if code in name.lower() and name not in near][:3]
     shown = near or list(counts)[:LISTED]
     listed = ", ".join(f"{name!r} ({counts[name][0]})" for name in shown)
-    return f"{'did you mean' if near else 'the most frequent are'} {listed}? --list-labels shows all"
+    return f"{'did you mean' if near else 'the most frequent are'} {listed}? tools/probe.py --list-labels shows all"

@@ -95,6 +95,8 @@ class RecipeProbe:
             }
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, content)
+        # In the order of the labels that were asked for: the file has its own.
+        found = ((label, content["scores"][label]) for label in self._labels)
         scores = {
             label: Score(
                 pretrained=score["pretrained"]["value"],
@@ -102,7 +104,7 @@ class RecipeProbe:
                 pretrained_R=np.asarray(score["pretrained"]["draws"], dtype=np.float64),
                 untrained_R=np.asarray(score["untrained"]["draws"], dtype=np.float64),
             )
-            for label, score in content["scores"].items()
+            for label, score in found
         }
         looks = content["collapse"]
         return Outcome(

@@ -21,14 +21,13 @@ from ecgfm.errors import LeadError, SignalError
 from ecgfm.leads import arrange
 from ecgfm.signal.contract import SignalContract
 from ecgfm.signal.highpass import highpass
-from ecgfm.signal.resample import resample
+from ecgfm.signal.resample import RATES_HZ, resample
 from ecgfm.signal.units import MILLIVOLT_PER, millivolt_per
 
 Signal = NDArray[Any] | Tensor | Sequence[NDArray[Any]] | Sequence[Tensor]
 """(L, T), (B, L, T), or a list of (L, T) of any lengths; integers are converted."""
 
 SHORTEST_S = 1.0
-RATES_HZ = (50.0, 10_000.0)
 MEDIAN_LEAD_MV = (0.02, 30.0)
 """Believed median over the leads of the peak to peak; a wrong unit is off by a factor of 1000."""
 

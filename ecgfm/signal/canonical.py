@@ -27,7 +27,7 @@ from ecgfm.signal import gaps
 from ecgfm.signal.fingerprint import fingerprint
 from ecgfm.signal.flags import Assessment, Thresholds, all_leads_flat, assess, implausible_gain
 from ecgfm.signal.highpass import highpass
-from ecgfm.signal.resample import resample
+from ecgfm.signal.resample import RATES_HZ, resample
 from ecgfm.signal.segments import cut
 
 STEPS_MICROVOLT = (0.25, 0.5, 1.0)
@@ -115,12 +115,17 @@ def canonical(record: Record, policy: Policy) -> Canonical:
         policy: What is done to it.
 
     Raises:
-        RecordError: `too-short`, `lead-missing`, `lead-doubled`, `not-computable`; or no segment could be kept, with
-            the reason of the first: `samples-missing`, `not-int16`, `all-leads-flat`, `implausible-amplitude`, or a
-            flag of `policy.refuse`.
+        RecordError: `implausible-rate`, `too-short`, `lead-missing`, `lead-doubled`, `not-computable`; or no segment
+            could be kept, with the reason of the first: `samples-missing`, `not-int16`, `all-leads-flat`,
+            `implausible-amplitude`, or a flag of `policy.refuse`.
     """
     assert policy.highpass_hz != "database", "the writer puts the database's own filter"
     source_samples = record.counts_LT.shape[1]
+    if not RATES_HZ[0] <= record.rate_hz <= RATES_HZ[1]:
+        raise RecordError(
+            "implausible-rate",
+            f"{record.rate_hz:g} samples a second; believed are {RATES_HZ[0]:g} to {RATES_HZ[1]:g}: check the header",
+        )
     # Up to a sample short is as long as rounding lets it be, at 257.3 Hz or so; segments are cut likewise.
     if source_samples <= policy.min_s * record.rate_hz - 1:
         seconds = source_samples / record.rate_hz

@@ -25,6 +25,9 @@ KAISER_BETA = 5.0
 # 257 Hz to 500 Hz needs 500/257; anything finer than this is a typing error and not a rate.
 LARGEST_FACTOR = 10_000
 
+RATES_HZ = (50.0, 10_000.0)
+"""Rates that recorders have; 0.5 is usually a rate in kHz."""
+
 
 def ratio(from_hz: float, to_hz: float) -> Fraction:
     """Return `to_hz / from_hz` as an exact fraction.

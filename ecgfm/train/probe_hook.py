@@ -93,8 +93,8 @@ class ProbeHook:
             )
             found = target(part, settings.label, settings.folds)
         except ConfigError as error:
-            said = str(error).replace("--label", "--probe.label").replace("--folds", "--probe.folds")
-            raise ConfigError(said.replace("--list-labels", "tools/probe.py --list-labels")) from error
+            said = str(error).replace("--label ", "--probe.label ").replace("--folds", "--probe.folds")
+            raise ConfigError(said) from error
         self.index_N = index[chosen][found.index_N]
         # Of these records, and no longer of all that were looked at.
         self.target: Target = replace(found, index_N=np.arange(len(self.index_N)))

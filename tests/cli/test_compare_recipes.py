@@ -29,6 +29,7 @@ from tools import compare_recipes
 from tools.compare_recipes import CompareRecipes, Comparison, Job, plan, prober_of
 
 LABEL = "sex:female"
+LAST_BY_NAME = "synthetic:sinus"
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +42,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings_of(shards: Path, out: Path, *recipes: str, **more: Any) -> CompareRecipes:
-    whole = {"records_seen": 128, "seeds": 1, "folds": 2, "jobs": 2, **more}
-    return CompareRecipes(pretrain=(shards,), probe=(shards,), label=(LABEL,), out=out, recipes=recipes, **whole)
+    whole = {"label": (LABEL,), "records_seen": 128, "seeds": 1, "folds": 2, "jobs": 2, **more}
+    return CompareRecipes(pretrain=(shards,), probe=(shards,), out=out, recipes=recipes, **whole)
 
 
 def comparison(settings: CompareRecipes) -> tuple[Comparison, io.StringIO]:
@@ -56,7 +57,12 @@ def test_recipes_are_trained_and_probed_on_what_was_held_out_and_a_failure_is_a_
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(
-        shards, tmp_path, "simclr_resnet", "supervised_xresnet", option=("supervised_xresnet=--objective.labels a:b",)
+        shards,
+        tmp_path,
+        "simclr_resnet",
+        "supervised_xresnet",
+        option=("supervised_xresnet=--objective.labels a:b",),
+        label=(LAST_BY_NAME, LABEL),
     )
     first, said = comparison(settings)
     first.go()
@@ -73,8 +79,9 @@ def test_recipes_are_trained_and_probed_on_what_was_held_out_and_a_failure_is_a_
     assert 10 < len(prober.index_N) < 50
     encoder = load_export(tmp_path / "encoders/simclr_resnet-seed0")
     every = [embed_shards(one, Shards([shards]))[prober.index_N] for one in (encoder, untrained(encoder, 0))]
-    wanted = probe(every[0], every[1:], prober.targets[0], folds=2, seed=0)
-    (_, found) = rows["simclr_resnet"]["figures"]
+    wanted = probe(every[0], every[1:], prober.targets[1], folds=2, seed=0)
+    (_, first_label, found) = rows["simclr_resnet"]["figures"]
+    assert first_label["label"] == LAST_BY_NAME
     assert found["label"] == LABEL and not found["learnt"] and found["deviation"] is None
     # Draws are kept with six digits; features of records in other batches differ by rounding.
     assert found["pretrained"] == pytest.approx(wanted.pretrained.value, abs=1e-6)

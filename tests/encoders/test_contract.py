@@ -164,7 +164,7 @@ def test_the_state_is_float32_and_all_of_it(encoder: Encoder, settings: Encoder.
 
 def test_an_encoder_that_drops_tokens_encodes_the_kept_ones_only(encoder: Encoder, settings: Encoder.Config) -> None:
     if not encoder.drops_tokens:
-        pytest.skip("it does not say that it can leave tokens out")
+        pytest.skip("an encoder of this kind has no tokens to leave out")
     last = settings.tokens(TOKENS * settings.patch_samples) - 1
     keep_BK = torch.tensor([[0, 2, last], [1, 2, 3]])
     first = signal(settings)

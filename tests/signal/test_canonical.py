@@ -191,6 +191,14 @@ def test_a_short_record_is_refused_and_one_of_just_the_length_kept() -> None:
     assert caught.value.reason == "too-short"
 
 
+@pytest.mark.parametrize("rate_hz", [5.0, 49.9, 20_000.0])
+def test_a_rate_that_no_recorder_has_is_refused(counts_LT: Counts, rate_hz: float) -> None:
+    with pytest.raises(RecordError, match=f"{rate_hz:g} samples a second; believed are 50 to 10000") as caught:
+        form_of(record_of(counts_LT, rate_hz=rate_hz), min_s=0.001)
+    assert caught.value.reason == "implausible-rate"
+    assert forms_of(record_of(counts_LT, rate_hz=50.0), rate_hz=None).segments
+
+
 @pytest.mark.parametrize("floats", [False, True])
 def test_a_short_gap_becomes_a_straight_line_and_is_said(floats: bool) -> None:
     counts_LT = ecg_counts()
