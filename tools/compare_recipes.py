@@ -35,6 +35,7 @@ from ecgfm.errors import ConfigError, EcgfmError
 from ecgfm.eval.plots import save
 from ecgfm.eval.recipe_probe import RecipeProbe
 from ecgfm.eval.recipe_table import Outcome, as_markdown, plot_recipes, summarise
+from ecgfm.hub.recipe_notes import pretraining_recipes
 from ecgfm.objectives.base import objective_class
 from ecgfm.run_folder import read_metrics, read_settings, read_state
 from ecgfm.shards.manifest import write_bytes, write_json
@@ -172,7 +173,7 @@ def plan(settings: CompareRecipes) -> list[Job]:
     Raises:
         ConfigError: There is no such recipe, or its options do not work.
     """
-    there = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+    there = [path.stem for path in pretraining_recipes(ROOT / "recipes")]
     more: dict[str, list[str]] = {}
     for option in settings.option:
         recipe, _, text = option.partition("=")

@@ -23,7 +23,7 @@ from ecgfm.encoders.base import Encoder, build_encoder
 from ecgfm.errors import ConfigError
 from ecgfm.hub.card import LICENCE, recipe_text, tags
 from ecgfm.hub.card_sections import table
-from ecgfm.hub.recipe_notes import read_notes
+from ecgfm.hub.recipe_notes import pretraining_recipes, read_notes
 from ecgfm.shards.manifest import write_bytes
 from ecgfm.train.run import Run
 
@@ -65,16 +65,12 @@ def read(path: Path) -> str | None:
 
 def recipe_cards() -> Iterator[tuple[str, str]]:
     """Yield file name and text of the card of each recipe of pretraining."""
-    for path in sorted((ROOT / "recipes").glob("*.py")):
-        runs = presets(path)
-        if runs:
-            yield f"{path.stem}.md", recipe_card(path, runs)
+    for path in pretraining_recipes(ROOT / "recipes"):
+        yield f"{path.stem}.md", recipe_card(path, presets(path))
 
 
 def presets(path: Path) -> dict[str, Run]:
-    """Return the runs of a recipe by name; none of a file without RUN, which is no recipe of pretraining."""
-    if not re.search(r"^RUN = ", path.read_text(encoding="utf-8"), re.MULTILINE):
-        return {}
+    """Return the runs of a recipe by name."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
@@ -90,10 +90,8 @@ def make_bench(settings: Finetune) -> Bench:
         ContractError: The encoder cannot be loaded.
         ShardError: The shards cannot be read.
     """
-    # Which weights a head asks of an encoder, such as a last norm before pooling, differs; torch must not wait for all.
-    handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     precision = "bf16" if settings.precision == "bfloat16" else "no"
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[handler])
+    accelerator = Accelerator(mixed_precision=precision)
     world = accelerator.num_processes
     if settings.batch_size % world:
         raise ConfigError(f"--batch-size {settings.batch_size} is no multiple of the {world} processes")

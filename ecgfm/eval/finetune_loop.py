@@ -13,13 +13,14 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ecgfm import config
 from ecgfm.errors import ConfigError, TrainingError
@@ -36,6 +37,7 @@ from ecgfm.eval.metrics import LOWER_IS_BETTER
 from ecgfm.eval.probe import untrained
 from ecgfm.eval.splits import TRAIN, VALIDATION
 from ecgfm.hub.classifier import ECGClassifier
+from ecgfm.nn.norms import BatchNorm
 from ecgfm.rng import derive
 
 Stop = Callable[[], str | None]
@@ -183,6 +185,9 @@ class Training:
             if not (deviation > 0).all():
                 raise ConfigError("all targets of the training part are the same: there is nothing to learn")
             classifier.standardise_(np.nanmean(target_NC, axis=0).tolist(), deviation.tolist())
+        for part in classifier.modules():
+            if isinstance(part, BatchNorm):
+                part.over_ranks = True  # running averages of each process's own would part the processes' weights
         return classifier.to(self._accelerator.device)
 
     def _run_stage(self, number: int, averages: Weights, log: Log) -> bool:
@@ -196,7 +201,6 @@ class Training:
         states.restore_(optimizer, averages)
         steps = stage.phase.num_steps(len(self._crops), settings.batch_size)
         log.stage(stage.name, self._state.step - self._state.phase_step, steps, self._trained_text(stage))
-        prepared, optimizer = self._accelerator.prepare(network, optimizer)
         worker = Worker(self._bench, settings, network, frozen=stage.groups == 1)
         if self._state.phase_step == 0:
             self._state = replace(self._state, since=self._state.step)
@@ -205,7 +209,7 @@ class Training:
         worker.encode_training(self._crops, last - first)
         for step, place_B, signal_BLT in ahead(self._make_batch(worker), first, last):
             rate = self._set_rates(optimizer, stage.phase, self._state.phase_step, steps)
-            figures_now = self._step(prepared, optimizer, worker, step, place_B, signal_BLT)
+            figures_now = self._step(network, optimizer, worker, step, place_B, signal_BLT)
             self._state = replace(self._state, step=step + 1, phase_step=self._state.phase_step + 1)
             done = self._state.phase_step == steps
             log.count(len(place_B))
@@ -228,7 +232,6 @@ class Training:
                 self.classifier.load_state_dict(self._best)
             self._state = replace(self._state, phase=number + 1, phase_step=0)
             self._save(None)
-        self._accelerator.free_memory()
         return not stopped
 
     def _make_batch(self, worker: Worker) -> Callable[[int], tuple[NDArray[np.int64], NDArray[np.float32]]]:
@@ -253,8 +256,8 @@ class Training:
 
     def _step(
         self,
-        prepared: Any,
-        optimizer: Any,
+        network: Network,
+        optimizer: torch.optim.Optimizer,
         worker: Worker,
         step: int,
         place_B: NDArray[np.int64],
@@ -266,19 +269,21 @@ class Training:
         mine = place_B[rank * rows : (rank + 1) * rows]
         target_BC = torch.from_numpy(self._bench.target_NC[place_B]).to(device, torch.float32)
         kind = self.classifier.kind
-        prepared.train()
+        network.train()
         torch.manual_seed(derive(self._settings.seed, "dropout", step, rank))
-        if worker.holds_training:
-            logits_BC = prepared(None, worker.encoded(mine))
-        else:
-            logits_BC = prepared(torch.from_numpy(signal_BLT).to(device))
+        with self._accelerator.autocast():
+            if worker.holds_training:
+                logits_BC = network(None, worker.encoded(mine))
+            else:
+                logits_BC = network(torch.from_numpy(signal_BLT).to(device))
         own_BC = target_BC[rank * rows : (rank + 1) * rows]
-        total, _ = loss_sum(kind, logits_BC, own_BC, self._scale_C)
+        total, _ = loss_sum(kind, logits_BC.float(), own_BC, self._scale_C)
         known = loss_sum(kind, torch.zeros_like(target_BC), target_BC, self._scale_C)[1].clamp(min=1)
         optimizer.zero_grad(set_to_none=True)
-        # Torch takes the mean over processes.
-        self._accelerator.backward(total * (world / known))
-        weights = [weight for weight in self.classifier.parameters() if weight.requires_grad]
+        self._accelerator.backward(total / known)
+        # A weight that the head does not ask for, such as a last norm before pooling, has none, in all processes alike.
+        weights = [weight for weight in self.classifier.parameters() if weight.grad is not None]
+        self._sum_gradients(weights)
         norm = self._accelerator.clip_grad_norm_(weights, self._settings.clip_norm or math.inf)
         if not norm.isfinite():
             names = ", ".join(self._bench.signals.name(place) for place in place_B[:3].tolist())
@@ -289,6 +294,18 @@ class Training:
         optimizer.step()
         loss = total.detach() / known
         return lambda: {"loss": float(self._bench.sum_over_processes(loss)), "gradient_norm": float(norm)}
+
+    def _sum_gradients(self, weights: Sequence[Tensor]) -> None:
+        """Give all processes the sum of their gradients. All must call it.
+
+        Not by torch's DistributedDataParallel, which refuses batch norm over processes on a CPU.
+        """
+        if self._accelerator.num_processes == 1:
+            return
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        total = self._bench.sum_over_processes(torch.cat([each.flatten() for each in gradients]))
+        for each, part in zip(gradients, total.split([each.numel() for each in gradients]), strict=True):
+            each.copy_(part.view_as(each))
 
     def _validate(self, worker: Worker, log: Log) -> None:
         """Predict the validation part, and remember the weights if they are the best so far."""

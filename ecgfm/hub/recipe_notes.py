@@ -54,6 +54,12 @@ def read_notes(path: Path) -> RecipeNotes:
     return RecipeNotes(name=path.stem, title=_joined(head["title"]), source=_joined(head["source"]), items=tuple(items))
 
 
+def pretraining_recipes(folder: Path) -> list[Path]:
+    """Return the recipes of a folder that pretrain, sorted: those that define RUN. Nothing is run."""
+    recipes = sorted(folder.glob("*.py"))
+    return [path for path in recipes if re.search(r"^RUN = ", path.read_text(encoding="utf-8"), re.MULTILINE)]
+
+
 def notes_of(recipes: Path, name: str | None) -> RecipeNotes | None:
     """Return the notes of the recipe with the file name that a checkpoint wrote down; None when it is not there."""
     if not name or not re.fullmatch(r"\w+\.py", name) or not (recipes / name).is_file():

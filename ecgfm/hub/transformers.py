@@ -27,7 +27,7 @@ except ModuleNotFoundError as missing:
     raise ConfigError("ecgfm.hub.transformers needs transformers: pip install transformers") from missing
 
 
-class ECGConfig(PretrainedConfig):  # type: ignore[misc]
+class ECGConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     """What our config.json says, as transformers reads it."""
 
     model_type = MODEL_TYPE
@@ -39,7 +39,7 @@ class ECGConfig(PretrainedConfig):  # type: ignore[misc]
         super().__init__(**others)
 
 
-class ECGModel(PreTrainedModel):  # type: ignore[misc]
+class ECGModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """An encoder as transformers has models."""
 
     config_class = ECGConfig
@@ -48,10 +48,12 @@ class ECGModel(PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: ECGConfig) -> None:
         super().__init__(config)
         self.model = ECGEncoder(encoder=config.encoder, signal=config.signal, ecgfm=config.ecgfm)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: Any, *args: Any, config: Any = None, **options: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]  # transformers names what this does not honour
+        cls, name_or_folder: Any, *args: Any, config: Any = None, **options: Any
+    ) -> Any:
         """Return the encoder of a folder or of the Hub; of transformers' options those of the Hub count.
 
         Raises:
@@ -67,7 +69,7 @@ class ECGModel(PreTrainedModel):  # type: ignore[misc]
         settings.name_or_path = str(name_or_folder)
         model = cls(settings)
         model.model = encoder
-        return model.eval()
+        return model.eval()  # type: ignore[no-untyped-call]
 
     def forward(self, signal_BLT: Tensor, **ignored: Any) -> BaseModelOutputWithPooling:
         """Return tokens_BND as `last_hidden_state` and features_BD as `pooler_output`.

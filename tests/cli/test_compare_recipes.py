@@ -22,6 +22,7 @@ from ecgfm.errors import ConfigError
 from ecgfm.eval.probe import embed_shards, probe, untrained
 from ecgfm.eval.recipe_probe import RecipeProbe
 from ecgfm.hub.export import load_export
+from ecgfm.hub.recipe_notes import pretraining_recipes
 from ecgfm.shards.reader import Shards
 from ecgfm.shards.writer import Options, convert
 from ecgfm.train.plan import open_shards
@@ -147,7 +148,7 @@ def test_ctrl_c_lets_the_runs_in_work_save_and_begins_no_other(
 
 def test_every_recipe_has_small_settings_with_the_same_budget(shards: Path, tmp_path: Path) -> None:
     jobs = plan(settings_of(shards, tmp_path, seeds=2, records_seen=6400))
-    recipes = sorted(path.stem for path in (compare_recipes.ROOT / "recipes").glob("*.py"))
+    recipes = [path.stem for path in pretraining_recipes(compare_recipes.ROOT / "recipes")]
     assert [(job.recipe, job.seed) for job in jobs] == [(recipe, seed) for seed in (0, 1) for recipe in recipes]
     for job in jobs:
         assert job.run.optim.schedule_steps * job.run.data.batch_size == 6400, job.name

@@ -191,14 +191,13 @@ def test_examples_are_the_surest_right_and_wrong_answers(evaluated: Evaluated) -
 
 def test_what_is_no_evaluation_is_refused_with_the_fix(evaluated: Evaluated, tmp_path: Path) -> None:
     one = evaluated("one")
-    for number, (change, words) in enumerate(
-        (
-            ({"split_N": np.full(150, "dev")}, "'dev' is none of train"),
-            ({"target_NC": np.zeros((150, 2))}, "target_NC has shape"),
-            ({"patient_N": np.asarray([{}] * 150, dtype=object)}, "cannot be read"),
-            ({"split_N": np.full(150, "train")}, "no test part"),
-        )
-    ):
+    broken: list[tuple[dict[str, Any], str]] = [
+        ({"split_N": np.full(150, "dev")}, "'dev' is none of train"),
+        ({"target_NC": np.zeros((150, 2))}, "target_NC has shape"),
+        ({"patient_N": np.asarray([{}] * 150, dtype=object)}, "cannot be read"),
+        ({"split_N": np.full(150, "train")}, "no test part"),
+    ]
+    for number, (change, words) in enumerate(broken):
         with pytest.raises(ConfigError, match=words):
             make_page([evaluated(f"bad-{number}", **change)], FEW)
     with pytest.raises(ConfigError, match="another question"):

@@ -108,11 +108,11 @@ def test_attention_is_what_the_layer_computes_by_its_other_path() -> None:
     sees = torch.rand(2, 1, 7, 7, generator=torch.Generator().manual_seed(1)) > 0.4
     sees |= torch.eye(7, dtype=torch.bool)
     seen: list[torch.Tensor] = []
-    handle = layer.attn_drop.register_forward_hook(lambda _m, _i, output: seen.append(output))  # type: ignore[union-attr, operator]
-    layer.fused_attn = False  # type: ignore[union-attr, assignment]
+    handle = layer.attn_drop.register_forward_hook(lambda _m, _i, output: seen.append(output))
+    layer.fused_attn = False
     for mask in (None, sees):
-        layer(tokens, attn_mask=mask)  # type: ignore[operator]
-        got = attention_probability(layer, tokens, mask)  # type: ignore[arg-type]
+        layer(tokens, attn_mask=mask)
+        got = attention_probability(layer, tokens, mask)
         torch.testing.assert_close(got, seen[-1], atol=1e-6, rtol=0)
     assert (seen[1][~sees.expand(-1, 2, -1, -1)] == 0).all()
     handle.remove()
@@ -123,8 +123,8 @@ def test_rollout_is_the_product_of_half_attention_and_half_identity(settings: Vi
     model, signal = encoder_of(settings), signal_of()
     matrices: list[NDArray[np.float64]] = []
     for block in model.encoder.blocks:  # type: ignore[union-attr]
-        block.attn.fused_attn = False  # type: ignore[union-attr]
-        block.attn.attn_drop.register_forward_hook(  # type: ignore[union-attr, operator]
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(
             lambda _m, _i, output: matrices.append(output[0].double().detach().numpy().mean(axis=0))
         )
     tokens_1ND = model(model.normalise(torch.from_numpy(model.preprocessor(signal, **HOW)[0])[None]))
@@ -179,9 +179,9 @@ def test_a_planted_spike_is_where_the_map_is_highest() -> None:
             if "blocks" in name:
                 weight.zero_()
         model.encoder.encoder.patch.weight.zero_()  # type: ignore[union-attr, operator]
-        model.encoder.encoder.patch.weight[0] = 1.0  # type: ignore[union-attr, operator, index]
+        model.encoder.encoder.patch.weight[0] = 1.0  # type: ignore[union-attr, operator]
         model.head.out.weight.zero_()  # type: ignore[union-attr, operator]
-        model.head.out.weight[0, 0] = 1.0  # type: ignore[union-attr, operator, index]
+        model.head.out.weight[0, 0] = 1.0  # type: ignore[union-attr, operator]
     signal = 0.02 * signal_of()
     signal[:, 620:630] += 1.0
     got = saliency(model, signal, label="a", **HOW)

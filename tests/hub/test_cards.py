@@ -20,13 +20,13 @@ from ecgfm.errors import ConfigError
 from ecgfm.hub.card import Provenance, model_card, with_results
 from ecgfm.hub.digest import weights_sha256
 from ecgfm.hub.publish import prepare
-from ecgfm.hub.recipe_notes import notes_of, read_notes
+from ecgfm.hub.recipe_notes import notes_of, pretraining_recipes, read_notes
 from ecgfm.hub.results import METRICS, SUPERVISED, UNTRAINED, read_results, with_controls
 from tests.hub.hub_server import HubServer, check_card
 from tests.hub.test_export import SHARDS
 
 ROOT = Path(__file__).resolve().parents[2]
-PRETRAINING = [path for path in sorted((ROOT / "recipes").glob("*.py")) if "\nRUN = " in path.read_text()]
+PRETRAINING = pretraining_recipes(ROOT / "recipes")
 RUN: dict[str, Any] = {
     "encoder": {"kind": "vit"},
     "objective": {"kind": "jepa"},

@@ -11,12 +11,13 @@ import pytest
 
 from ecgfm.config import cli
 from ecgfm.databases.base import load_database
+from ecgfm.hub.recipe_notes import pretraining_recipes
 from ecgfm.objectives.base import objective_class
 from ecgfm.shards.writer import Options, convert
 from ecgfm.train.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+RECIPES = [path.stem for path in pretraining_recipes(ROOT / "recipes")]
 BATCH_SIZE = 8
 LUDB_RECORDS = 40
 EVERYWHERE = f"--data.batch-size {BATCH_SIZE} --engine.precision float32 --log-every 1"
