@@ -304,7 +304,7 @@ class Training:
             return
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         total = self._bench.sum_over_processes(torch.cat([each.flatten() for each in gradients]))
-        for each, part in zip(gradients, total.split([each.numel() for each in gradients]), strict=True):
+        for each, part in zip(gradients, torch.split(total, [each.numel() for each in gradients]), strict=True):
             each.copy_(part.view_as(each))
 
     def _validate(self, worker: Worker, log: Log) -> None:
