@@ -23,7 +23,7 @@ BELOW: dict[str, set[str]] = {
     "databases": {"words", "signal"},
     "files": {"words", "signal", "databases"},
     "shards": {"words", "labels", "signal", "databases"},
-    "data": {"words", "labels", "signal", "databases", "shards"},
+    "data": {"words", "labels", "signal", "databases", "shards", "kernels"},
     "kernels": {"words"},
     "nn": {"words", "kernels"},
     "encoders": {"words", "signal", "kernels", "nn"},

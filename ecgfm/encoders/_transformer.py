@@ -1,6 +1,7 @@
 """What the vision transformers share: registers, positions, blocks, and how their tokens become features.
 
-Shapes: B windows, L leads, T samples, S steps, N tokens, K kept tokens, R registers, D width.
+Shapes: B windows, L leads, T samples, S steps, N tokens, K kept tokens, R registers, E extra tokens, V values of a
+patch, D width.
 """
 
 from __future__ import annotations
@@ -17,10 +18,30 @@ from torch.nn import functional
 
 from ecgfm.encoders.base import Encoder
 from ecgfm.errors import ConfigError
+from ecgfm.kernels.assemble import assemble
 from ecgfm.nn.blocks import INIT_STD, blocks, norm
 from ecgfm.nn.positions import HeldPositions, rotary_turns
 
 Pooling = Literal["mean", "register", "attentive"]
+
+
+class Patch(nn.Conv1d):
+    """The convolution that cuts a signal into patches and maps each, (B, L, T) to (B, D, S), without bias.
+
+    Of patches that are cut already it is a product, which has no work with those that nobody wants.
+
+    Args:
+        num_leads: L.
+        width: D.
+        patch_samples: Of one lead in a patch.
+    """
+
+    def __init__(self, num_leads: int, width: int, patch_samples: int) -> None:
+        super().__init__(num_leads, width, patch_samples, stride=patch_samples, bias=False)
+
+    def forward(self, signal: Tensor, *, cut: bool = False) -> Tensor:
+        """Return tokens_BDS of signal_BLT; or tokens_BKD of patches_BKV, those being cut."""
+        return functional.linear(signal, self.weight.flatten(1)) if cut else super().forward(signal)
 
 
 class Transformer(Encoder):
@@ -80,6 +101,7 @@ class Transformer(Encoder):
 
     config: Config
     drops_tokens: ClassVar[bool] = True
+    takes_counts: ClassVar[bool] = True
 
     def __init__(self, config: Config, patch: nn.Conv1d | nn.Linear, patch_std: float = INIT_STD) -> None:
         super().__init__()
@@ -126,6 +148,8 @@ class Transformer(Encoder):
         step_BK: Tensor,
         steps: int,
         *,
+        position_ND: Tensor | None = None,
+        keep_BK: Tensor | None = None,
         beside: Sequence[Tensor] = (),
         sees_B1NN: Tensor | None = None,
         registers: bool,
@@ -133,21 +157,34 @@ class Transformer(Encoder):
         """Return tokens_BKD after the blocks, or with the registers before them.
 
         Args:
-            tokens_BKD: With their positions, unless these are rotary.
+            tokens_BKD: Without their positions.
             step_BK: Of each token, of one row or of B.
             steps: S.
+            position_ND: What is added to the token at each place, if anything.
+            keep_BK: Places of the tokens; all of them by default.
             beside: Tokens without a step that stand after the registers, (1, n, D) each.
             sees_B1NN: Which of registers, what stands beside, and tokens see each other.
             registers: Whether these are given out too.
         """
         extra = [*([] if self.register is None else [self.register]), *beside]
-        extra = [each.expand(len(tokens_BKD), -1, -1).to(tokens_BKD.dtype) for each in extra]
         others: list[Tensor | None] = [sees_B1NN]
         num_beside = sum(each.shape[1] for each in extra)
         if self.config.positions == "rotary":
             # What has no step stands at 0, where nothing is turned.
             step_BN = functional.pad(step_BK, (num_beside, 0))
             others = [rotary_turns(self._positions(steps, tokens_BKD.device), step_BN), sees_B1NN]
-        mixed_BND: Tensor = self.norm(self.blocks(torch.cat([*extra, tokens_BKD], dim=1), *others))
+        if position_ND is None:
+            extra = [each.expand(len(tokens_BKD), -1, -1).to(tokens_BKD.dtype) for each in extra]
+            stream_BND = torch.cat([*extra, tokens_BKD], dim=1)
+        else:
+            stream_BND = assemble(
+                tokens_BKD,
+                position_ND,
+                keep_BK,
+                before_ED=torch.cat(extra, dim=1)[0] if extra else None,
+                # The weight's type and not the tokens': under autocast the residual stream stays float32.
+                dtype=torch.promote_types(tokens_BKD.dtype, position_ND.dtype),
+            )
+        mixed_BND: Tensor = self.norm(self.blocks(stream_BND, *others))
         tokens_BKD = mixed_BND[:, num_beside:]
         return torch.cat([mixed_BND[:, : self.config.num_registers], tokens_BKD], dim=1) if registers else tokens_BKD

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ecgfm import parts
 from ecgfm.errors import ConfigError, SignalError
+from ecgfm.kernels.ingest import Counts
 
 
 class Encoder(nn.Module, abc.ABC):
@@ -39,6 +40,8 @@ class Encoder(nn.Module, abc.ABC):
     """What it was built from."""
     drops_tokens: ClassVar[bool] = False
     """Whether it can encode only the kept tokens (`keep_BK`)."""
+    takes_counts: ClassVar[bool] = False
+    """Whether it takes `ecgfm.kernels.ingest.Counts` in the place of a normalised signal."""
 
     @abc.abstractmethod
     def forward(self, signal_BLT: Tensor, keep_BK: Tensor | None = None) -> Tensor:
@@ -68,7 +71,7 @@ def build_encoder(config: Encoder.Config) -> Encoder:
     return owner(config)
 
 
-def check_signal(config: Encoder.Config, signal_BLT: Tensor) -> None:
+def check_signal(config: Encoder.Config, signal_BLT: Tensor | Counts) -> None:
     """Refuse a signal with other leads than the encoder's, or of a length that its steps do not fill.
 
     Raises:

@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ecgfm.encoders._transformer import Transformer
+from ecgfm.encoders._transformer import Patch, Transformer
 from ecgfm.encoders.base import check_signal
-from ecgfm.nn.tokens import take
+from ecgfm.kernels.ingest import Counts, patches, product_dtype
 
 
 class ViT(Transformer):
@@ -33,14 +33,14 @@ class ViT(Transformer):
     config: Config
 
     def __init__(self, config: Config) -> None:
-        size = config.patch_samples
-        super().__init__(config, nn.Conv1d(config.num_leads, config.width, size, stride=size, bias=False))
+        super().__init__(config, Patch(config.num_leads, config.width, config.patch_samples))
 
-    def forward(self, signal_BLT: Tensor, keep_BK: Tensor | None = None, *, registers: bool = False) -> Tensor:
+    def forward(self, signal_BLT: Tensor | Counts, keep_BK: Tensor | None = None, *, registers: bool = False) -> Tensor:
         """Return tokens_BND, or tokens_BKD of the kept patches only.
 
         Args:
-            signal_BLT: Normalised signal. T must be a multiple of `patch_samples`, of any length.
+            signal_BLT: Normalised signal, or counts and how they become one. T must be a multiple of `patch_samples`,
+                of any length.
             keep_BK: Indices of the patches to encode; the others take no part.
             registers: Whether the registers are given out too, before the tokens.
 
@@ -48,16 +48,23 @@ class ViT(Transformer):
             SignalError: Another number of leads, or a length that patches do not fill.
         """
         check_signal(self.config, signal_BLT)
-        # A float32 signal for weights of 16 bits; autocast's weights are float32.
-        tokens_BND = self.patch(signal_BLT.to(self.patch.weight.dtype)).transpose(1, 2)
-        steps, device = tokens_BND.shape[1], tokens_BND.device
-        if self.config.positions == "sincos":
-            # The weight's type and not the tokens': under autocast the residual stream stays float32.
-            tokens_BND = tokens_BND + self._positions(steps, device).to(self.patch.weight.dtype)
-        step_BK = torch.arange(steps, device=device)[None]
-        if keep_BK is not None:
-            tokens_BND, step_BK = take(tokens_BND, keep_BK), keep_BK
-        return self._attend(tokens_BND, step_BK, steps, registers=registers)
+        size, weight = self.config.patch_samples, self.patch.weight
+        steps, device = signal_BLT.shape[2] // size, signal_BLT.device
+        if isinstance(signal_BLT, Counts) or keep_BK is not None:
+            dtype = product_dtype(weight)
+            tokens_BKD = self.patch(patches(signal_BLT, size, keep_BK, leads_apart=False, dtype=dtype), cut=True)
+        else:
+            # A float32 signal for weights of 16 bits; autocast's weights are float32.
+            tokens_BKD = self.patch(signal_BLT.to(weight.dtype)).transpose(1, 2)
+        fixed = self.config.positions == "sincos"
+        return self._attend(
+            tokens_BKD,
+            torch.arange(steps, device=device)[None] if keep_BK is None else keep_BK,
+            steps,
+            position_ND=self._positions(steps, device).to(weight.dtype) if fixed else None,
+            keep_BK=keep_BK,
+            registers=registers,
+        )
 
 
 XS = ViT.Config(width=192, depth=8, num_heads=4)

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from ecgfm.encoders._transformer import Transformer
 from ecgfm.encoders.base import check_signal
 from ecgfm.errors import SignalError
+from ecgfm.kernels.ingest import Counts, patches, product_dtype
 from ecgfm.nn.blocks import INIT_STD
-from ecgfm.nn.tokens import patches, take
 
 NO_STEP = -1
 """The step of a separator, and step and lead of a register."""
@@ -64,7 +64,7 @@ class LeadTimeViT(Transformer):
 
     def forward(
         self,
-        signal_BLT: Tensor,
+        signal_BLT: Tensor | Counts,
         keep_BK: Tensor | None = None,
         leads: Sequence[int] | None = None,
         *,
@@ -73,7 +73,8 @@ class LeadTimeViT(Transformer):
         """Return tokens_BND, one lead's after another's, or tokens_BKD of the kept ones only.
 
         Args:
-            signal_BLT: Normalised signal. T must be a multiple of `patch_samples`, of any length.
+            signal_BLT: Normalised signal, or counts and how they become one. T must be a multiple of `patch_samples`,
+                of any length.
             keep_BK: Indices of the tokens to encode; the others take no part.
             leads: Which of the encoder's leads the signal's are, counted from 0; all of them by default.
             registers: Whether the registers are given out too, before the tokens.
@@ -89,20 +90,19 @@ class LeadTimeViT(Transformer):
                 raise SignalError(f"leads must be different numbers from 0 to {self.config.num_leads - 1}, got {leads}")
             check_signal(replace(self.config, num_leads=len(leads)), signal_BLT)
             lead_LD = lead_LD[list(leads)]
-        dtype = self.patch.weight.dtype  # not the tokens': under autocast the residual stream stays float32
-        tokens_BND = self.patch(patches(signal_BLT, self.config.patch_samples, leads_apart=True).to(dtype))
-        steps, device = signal_BLT.shape[2] // self.config.patch_samples, tokens_BND.device
+        size, weight = self.config.patch_samples, self.patch.weight
+        tokens_BKD = self.patch(patches(signal_BLT, size, keep_BK, leads_apart=True, dtype=product_dtype(weight)))
+        steps, device = signal_BLT.shape[2] // size, signal_BLT.device
         place_LSD = lead_LD[:, None].expand(-1, steps, -1)
         if self.config.positions == "sincos":
-            place_LSD = lead_LD[:, None] + self._positions(steps, device).to(dtype)
-        tokens_BND = tokens_BND + place_LSD.flatten(0, 1)
-        index_BK = torch.arange(tokens_BND.shape[1], device=device)[None]
-        if keep_BK is not None:
-            tokens_BND, index_BK = take(tokens_BND, keep_BK), keep_BK
+            place_LSD = lead_LD[:, None] + self._positions(steps, device).to(weight.dtype)
+        index_BK = torch.arange(len(lead_LD) * steps, device=device)[None] if keep_BK is None else keep_BK
         return self._attend(
-            tokens_BND,
+            tokens_BKD,
             index_BK % steps,
             steps,
+            position_ND=place_LSD.flatten(0, 1),
+            keep_BK=keep_BK,
             beside=[] if self.separator is None else [self.separator + lead_LD],
             sees_B1NN=self._sees(index_BK, steps, len(lead_LD)) if self.config.attention == "cross" else None,
             registers=registers,

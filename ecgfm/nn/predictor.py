@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ecgfm.kernels.assemble import assemble
 from ecgfm.nn.blocks import INIT_STD, blocks, norm
 from ecgfm.nn.positions import HeldPositions
-from ecgfm.nn.tokens import take
 
 
 class Predictor(nn.Module):
@@ -59,11 +59,15 @@ class Predictor(nn.Module):
         position_NP = self._positions(tokens // leads, context_BKD.device)
         if self.lead is not None:
             position_NP = (self.lead[:, None] + position_NP).flatten(0, 1)
-        position_BNP = position_NP.expand(len(keep_BK), -1, -1)
-        seen_BKP = self.embed(context_BKD) + take(position_BNP, keep_BK)
-        asked_BMP = self.mask_token + take(position_BNP, hide_BM)
-        # The weights' type: the positions are float32, and weights of 16 bits take no other.
-        tokens_BNP = torch.cat([seen_BKP, asked_BMP.to(seen_BKP.dtype)], dim=1).to(self.mask_token.dtype)
+        tokens_BNP = assemble(
+            self.embed(context_BKD),
+            position_NP,
+            keep_BK,
+            mask_D=self.mask_token.flatten(),
+            hide_BM=hide_BM,
+            # The weights' type: the positions are float32, and weights of 16 bits take no other.
+            dtype=self.mask_token.dtype,
+        )
         mixed_BNP = self.norm(self.blocks(tokens_BNP))
         guess: Tensor = self.project(mixed_BNP[:, keep_BK.shape[1] :])
         return guess

@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ecgfm.data.batch import Batch, Draws
 from ecgfm.data.panel import Panel, view_panels
 from ecgfm.encoders.base import Encoder, build_encoder
 from ecgfm.errors import ConfigError
+from ecgfm.kernels import ema
 from ecgfm.schedules import warmup_cosine
 
 Losses = dict[str, Tensor]
@@ -81,6 +82,9 @@ class Objective(nn.Module, abc.ABC):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """Settings of an objective; each objective nests its own."""
+
+    takes_counts: ClassVar[bool] = False
+    """Whether it takes a batch whose `signal_BLT` are still counts, which its encoder cuts into patches."""
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__()
@@ -146,14 +150,19 @@ class Objective(nn.Module, abc.ABC):
 
 
 @torch.no_grad()
-def lerp_(targets: list[Tensor], sources: list[Tensor], momentum: float) -> None:
+def lerp_(targets: list[Tensor], sources: list[Tensor], momentum: float, *, copies: list[Tensor] | None = None) -> None:
     """Move each target towards its source: momentum * target + (1 - momentum) * source, in float32.
 
     In bfloat16 a momentum of 0.9995 would move nothing at all.
+
+    Args:
+        targets: float32.
+        sources: float32.
+        momentum: From 0.5 to 1.
+        copies: Where the moved targets are written too, rounded to the type of these.
     """
     assert all(weight.dtype == torch.float32 for weight in targets + sources), "the moving average needs float32"
-    if targets:
-        torch._foreach_lerp_(targets, sources, 1.0 - momentum)
+    ema.move_(targets, sources, 1.0 - momentum, copies)
 
 
 def move_averages_(objective: Objective, at: Progress) -> dict[str, float]:

@@ -19,11 +19,10 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ecgfm import parts
 from ecgfm.data.batch import Batch, Draws
@@ -31,9 +30,10 @@ from ecgfm.data.masks import hide_blocks, hide_random, split_tokens
 from ecgfm.data.panel import Panel
 from ecgfm.encoders.base import Encoder, check_window
 from ecgfm.errors import ConfigError
+from ecgfm.kernels.masked_error import masked_error, wanted
 from ecgfm.nn.collapse import alignment, dimension_std, effective_rank, feature_figures
 from ecgfm.nn.predictor import Predictor
-from ecgfm.nn.tokens import by_lead, take, token_samples
+from ecgfm.nn.tokens import by_lead, token_samples
 from ecgfm.objectives._checks import check_counts, check_drops_tokens, check_pool_is_mean, check_shares
 from ecgfm.objectives.base import Losses, Objective, Progress
 from ecgfm.schedules import linear
@@ -77,6 +77,7 @@ class JEPA(Objective):
             check_counts(self, "min_block", "predictor_width", "predictor_depth", "predictor_heads")
 
     config: Config
+    takes_counts: ClassVar[bool] = True
 
     @classmethod
     def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int, rate_hz: float) -> None:
@@ -141,7 +142,7 @@ class JEPA(Objective):
         """Error of the guesses, the mean over the hidden tokens and their features.
 
         Args:
-            batch: Normalised `signal_BLT`; `keep_BK` and `hide_BM`, token indices.
+            batch: Normalised `signal_BLT`, or its `counts`; `keep_BK` and `hide_BM`, token indices.
             at: Where the run stands.
 
         Returns:
@@ -152,16 +153,13 @@ class JEPA(Objective):
         """
         assert batch.keep_BK is not None and batch.hide_BM is not None
         with torch.no_grad():
-            target_BND = self.target(batch.signal_BLT)
-            wanted_BMD = take(target_BND, batch.hide_BM).float()
-            if self.config.norm_target:
-                wanted_BMD = functional.layer_norm(wanted_BMD, wanted_BMD.shape[2:])
-        context_BKD = self.encoder(batch.signal_BLT, batch.keep_BK)
+            target_BND = self.target(batch.signal)
+        context_BKD = self.encoder(batch.signal, batch.keep_BK)
         guess_BMD = self._guess(context_BKD, batch.keep_BK, batch.hide_BM)
-        distance = functional.l1_loss if self.config.loss == "l1" else functional.smooth_l1_loss
-        losses = {"loss": distance(guess_BMD.float(), wanted_BMD)}
+        norm, smooth = self.config.norm_target, self.config.loss == "smooth-l1"
+        losses = {"loss": masked_error(guess_BMD, target_BND, batch.hide_BM, smooth=smooth, norm=norm)}
         if at.measure:
-            losses |= self._figures(target_BND, wanted_BMD, guess_BMD)
+            losses |= self._figures(target_BND, wanted(target_BND, batch.hide_BM, norm=norm), guess_BMD)
         return losses
 
     def _guess(self, context_BKD: Tensor, keep_BK: Tensor, hide_BM: Tensor) -> Tensor:

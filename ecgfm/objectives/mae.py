@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,9 +34,11 @@ from ecgfm.data.masks import hide_random, split_tokens
 from ecgfm.data.panel import Panel
 from ecgfm.encoders.base import Encoder, check_window
 from ecgfm.errors import ConfigError
+from ecgfm.kernels import ingest
+from ecgfm.kernels.ingest import Counts
 from ecgfm.nn.collapse import effective_rank, feature_figures
 from ecgfm.nn.predictor import Predictor
-from ecgfm.nn.tokens import by_lead, patches, take, token_samples, unpatch
+from ecgfm.nn.tokens import by_lead, take, token_samples, unpatch
 from ecgfm.objectives._checks import check_counts, check_drops_tokens, check_pool_is_mean
 from ecgfm.objectives.base import Losses, Objective, Progress
 
@@ -83,6 +85,7 @@ class MAE(Objective):
                 )
 
     config: Config
+    takes_counts: ClassVar[bool] = True
 
     @classmethod
     def check(cls, config: Objective.Config, encoder: Encoder.Config, window_samples: int, rate_hz: float) -> None:
@@ -174,7 +177,7 @@ class MAE(Objective):
         """Mean squared error over the samples of the hidden patches.
 
         Args:
-            batch: Normalised `signal_BLT`; `keep_BK` and `hide_BM`, token indices.
+            batch: Normalised `signal_BLT`, or its `counts`; `keep_BK` and `hide_BM`, token indices.
             at: Where the run stands.
 
         Returns:
@@ -184,7 +187,7 @@ class MAE(Objective):
         """
         assert batch.hide_BM is not None
         context_BKD, guess_BMP = self._reconstruct(batch)
-        wanted_BMP = take(self._patches(batch.signal_BLT), batch.hide_BM)
+        wanted_BMP = self._patches(batch.signal, batch.hide_BM)
         if self.config.norm_target:
             var_BM1, mean_BM1 = torch.var_mean(wanted_BMP, dim=2, keepdim=True)
             wanted_BMP = (wanted_BMP - mean_BM1) * (var_BM1 + TARGET_EPS).rsqrt()
@@ -196,15 +199,16 @@ class MAE(Objective):
     def _reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return context_BKD, the visible tokens, and guess_BMP, the hidden patches."""
         assert batch.keep_BK is not None and batch.hide_BM is not None
-        context_BKD = self.encoder(batch.signal_BLT, batch.keep_BK)
+        context_BKD = self.encoder(batch.signal, batch.keep_BK)
         steps = (batch.keep_BK.shape[1] + batch.hide_BM.shape[1]) // self.num_leads
         keep_RK, hide_RM = (by_lead(index, self.num_leads, steps) for index in (batch.keep_BK, batch.hide_BM))
         guess_RMP = self.decoder(context_BKD.reshape(*keep_RK.shape, -1), keep_RK, hide_RM)
         return context_BKD, guess_RMP.reshape(*batch.hide_BM.shape, -1).float()
 
-    def _patches(self, signal_BLT: Tensor) -> Tensor:
+    def _patches(self, signal: Tensor | Counts, index_BK: Tensor | None = None) -> Tensor:
         settings = self.encoder.config
-        return patches(signal_BLT.float(), settings.patch_samples, leads_apart=settings.leads_apart)
+        size, apart = settings.patch_samples, settings.leads_apart
+        return ingest.patches(signal, size, index_BK, leads_apart=apart, dtype=torch.float32)
 
     @torch.no_grad()
     def _figures(self, context_BKD: Tensor, guess_BMP: Tensor, wanted_BMP: Tensor, batch: Batch) -> Losses:

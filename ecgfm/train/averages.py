@@ -75,9 +75,7 @@ class SplitAverages(Averages):
         if self.masters is None:
             lerp_(pieces, [pair.source.ds_tensor.data for pair in self.pairs], momentum)
         else:
-            lerp_(self.kept, self.masters, momentum)
-            for piece, kept in zip(pieces, self.kept, strict=True):
-                piece.copy_(kept, non_blocking=True)
+            lerp_(self.kept, self.masters, momentum, copies=pieces)
         gather_lasting([pair.target for pair in self.pairs])
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
@@ -129,9 +127,9 @@ class FlatAverages(Averages):
 
     def move_(self, momentum: float) -> None:
         """Move the averages towards their sources. All ranks must call it."""
-        lerp_(self.kept, self.masters, momentum)
-        for row, kept in zip(self.rows, self.kept, strict=True):
-            own = row[_first(kept) : _first(kept) + len(kept)].copy_(kept)
+        pieces = [row[_first(kept) :][: len(kept)] for row, kept in zip(self.rows, self.kept, strict=True)]
+        lerp_(self.kept, self.masters, momentum, copies=pieces)
+        for row, own in zip(self.rows, pieces, strict=True):
             dist.all_gather_into_tensor(row, own)
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:

@@ -147,7 +147,9 @@ def test_kept_tokens_do_not_depend_on_dropped_ones() -> None:
 
 def test_keeping_all_tokens_is_keeping_none_back() -> None:
     encoder, signal_BLT = build(), signal(2, 6)
-    assert torch.equal(encoder(signal_BLT, torch.arange(6).expand(2, -1)), encoder(signal_BLT))
+    kept = encoder(signal_BLT, torch.arange(6).expand(2, -1))
+    # A product of kept patches adds in another order than the convolution of them all.
+    torch.testing.assert_close(kept, encoder(signal_BLT), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("positions", ["sincos", "rotary"])

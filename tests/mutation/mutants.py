@@ -40,6 +40,7 @@ class Mutant:
 RESUME = "tests/resume/test_resume.py::test_stopping_and_going_on_changes_no_bit[1]"
 TWO_RANKS = "tests/resume/test_resume.py::test_two_ranks_give_the_losses_of_one"
 PARITY = "tests/parity/test_parity.py::test_float32_comes_to_what_the_plain_loop_comes_to"
+KERNELS = "tests/kernels/test_kernels.py::test_the_kernels_are_float64s_in_the_interpreter"
 MUTANTS = (
     Mutant(
         "step counter not restored",
@@ -100,6 +101,55 @@ MUTANTS = (
         "torch.ones((), device=self.world.device) if drop else None",
         "None",
         "tests/train/test_alarms.py::test_a_bad_step_of_one_rank_moves_nothing_on_any",
+    ),
+    Mutant(
+        "kernel: no shift of a database's own",
+        "ecgfm/kernels/_ingest_triton.py",
+        "    if HAS_SHIFT:\n",
+        "    if HAS_SHIFT and HAS_OFFSET:\n",
+        KERNELS,
+    ),
+    Mutant(
+        "kernel: no clip below",
+        "ecgfm/kernels/_ingest_triton.py",
+        "tl.minimum(tl.maximum(scaled, -clip), clip)",
+        "tl.minimum(scaled, clip)",
+        KERNELS,
+    ),
+    Mutant(
+        "kernel: mask tokens without their places",
+        "ecgfm/kernels/_assemble_triton.py",
+        "        has_position = has_position | is_hidden\n",
+        "",
+        KERNELS,
+    ),
+    Mutant(
+        "kernel: no gradient of hidden positions",
+        "ecgfm/kernels/_assemble_triton.py",
+        "            position_ND.index_add_(0, hide_BM.flatten(), hidden_BMD.flatten(0, 1).float())\n",
+        "            pass\n",
+        KERNELS,
+    ),
+    Mutant(
+        "kernel: the norm of the target over its block",
+        "ecgfm/kernels/_masked_error_triton.py",
+        "        variance = tl.sum(centred * centred, axis=1) / D\n",
+        "        variance = tl.sum(centred * centred, axis=1) / BLOCK\n",
+        KERNELS,
+    ),
+    Mutant(
+        "kernel: a gradient where the guess is right",
+        "ecgfm/kernels/_masked_error_triton.py",
+        "tl.where(difference < 0, -1.0, difference)",
+        "-1.0",
+        KERNELS,
+    ),
+    Mutant(
+        "kernel: the moving average of first pieces alone",
+        "ecgfm/kernels/_ema_triton.py",
+        "        for first in range(0, length, step)\n",
+        "        for first in range(0, min(length, step), step)\n",
+        KERNELS,
     ),
 )
 

@@ -1,0 +1,1 @@
+"""Passes over memory that torch would make several of: each a Triton kernel beside its reference in plain torch."""
