@@ -6,11 +6,13 @@ Shapes: B windows of this rank, V views, L leads, T samples, K kept tokens, M hi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ecgfm.kernels.ingest import Counts
 from ecgfm.rng import derive
 
 # SplitMix64's constants, as signed 64-bit numbers.
@@ -23,7 +25,7 @@ class Batch:
     """Windows on their way from the shards to the objective."""
 
     signal_BLT: Tensor
-    """int16 counts as read; normalised float32 once `prepare` has run."""
+    """int16 counts as read; normalised float32 once `prepare` has run, unless it leaves them to `counts`."""
     microvolt_per_count_B: Tensor
     """float32."""
     database_B: Tensor
@@ -40,6 +42,8 @@ class Batch:
     """What `prepare` subtracted from each lead."""
     std_mv_BL: Tensor | None = None
     """What `prepare` divided each lead by."""
+    counts: Counts | None = None
+    """`signal_BLT` and how it becomes normalised values, where `prepare` has left that to the encoder."""
     views_BVLT: Tensor | None = None
     """Augmented copies of each window, of an objective that compares several."""
     short_BSLT: Tensor | None = None
@@ -51,14 +55,40 @@ class Batch:
     hide_BM: Tensor | None = None
     """int64, indices of the other tokens, ascending."""
 
+    @property
+    def signal(self) -> Tensor | Counts:
+        """What an encoder takes, that takes counts."""
+        return self.signal_BLT if self.counts is None else self.counts
+
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device; from pinned memory the copy does not wait."""
+        """Return a batch that was read on a device; from pinned memory the copy does not wait."""
+        if self.signal_BLT.device == device:
+            return self
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Return a batch that was read in page-locked memory; what is there already stays."""
+        return self._each(Tensor.pin_memory)
+
+    def arrive(self, copied: torch.cuda.Event) -> None:
+        """Have the current stream wait for the copy that brought the batch, which another stream made.
+
+        From then on the memory belongs to both: it is not used again before what the current stream does has ended.
+        """
+        stream = torch.cuda.current_stream(self.signal_BLT.device)
+        stream.wait_event(copied)
+        for tensor in (self.signal_BLT, self.microvolt_per_count_B, self.database_B, self.labels_BC, self.patient_B):
+            if tensor is not None:
+                tensor.record_stream(stream)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return what is read of a batch, changed; the rest, which `prepare` adds, is not there yet."""
         return Batch(
-            signal_BLT=self.signal_BLT.to(device, non_blocking=True),
-            microvolt_per_count_B=self.microvolt_per_count_B.to(device, non_blocking=True),
-            database_B=self.database_B.to(device, non_blocking=True),
-            labels_BC=None if self.labels_BC is None else self.labels_BC.to(device, non_blocking=True),
-            patient_B=None if self.patient_B is None else self.patient_B.to(device, non_blocking=True),
+            signal_BLT=change(self.signal_BLT),
+            microvolt_per_count_B=change(self.microvolt_per_count_B),
+            database_B=change(self.database_B),
+            labels_BC=None if self.labels_BC is None else change(self.labels_BC),
+            patient_B=None if self.patient_B is None else change(self.patient_B),
         )
 
 

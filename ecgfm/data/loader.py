@@ -1,11 +1,16 @@
-"""Batches of int16 windows from shards, in the run's order, one thread ahead of the step.
+"""Batches of int16 windows from shards, in the run's order, some of them ahead of the step.
 
-The host copies bytes and computes nothing: a window is twelve slices of a memory map. A page that is not
-in memory is read by the kernel while the copy waits, without Python's lock. Or whole shards are streamed, from
-wherever they are: see `ecgfm.data.stream`.
+The host copies bytes and computes nothing: a window is twelve slices of a memory map, copied without Python's lock into
+memory that is used again and again (`ecgfm.data.buffers`). Threads read a batch each, and hand them out in order; for a
+GPU they also begin the copy to it, on a stream of their own, so that a batch is there before the step asks for it. Or
+whole shards are streamed, from wherever they are: see `ecgfm.data.stream`.
+
+A disk or file server that has to look for the bytes is asked for them early: for the next 64 MB of records, sorted by
+shard and place, which changes when they are read and not their order in the run. While the page cache has them all,
+only four records of a batch are asked about.
 
 A record that is damaged stops the run, or another one takes its place: see `ecgfm.data.damage`. What a memory map
-looks at costs a microsecond a record: whether the file still has its size, and what stands before the numbers. The
+looks at costs half a microsecond a record: whether the file still has its size, and what stands before the numbers. The
 SHA-256 of a ten-second record costs 70 microseconds, eight times its copy, and is compared on demand.
 
 Shapes: B windows of this rank, L leads, T samples.
@@ -13,9 +18,10 @@ Shapes: B windows of this rank, L leads, T samples.
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from ecgfm.data.batch import Batch
+from ecgfm.data.buffers import Buffers
 from ecgfm.data.damage import ATTEMPTS, Replaced, Replacements, substitute
 from ecgfm.data.labels import LabelTable
 from ecgfm.data.mixture import Mixture, sources
@@ -32,6 +39,15 @@ from ecgfm.errors import ConfigError, ShardError
 from ecgfm.leads import LEADS
 from ecgfm.shards.leaks import PRETRAINING_SPLITS
 from ecgfm.shards.reader import Shards
+
+READ_AHEAD_BYTES = 64 << 20
+"""What the system is asked to read before a batch needs it, where it does not have it."""
+PLANNED = 8192
+"""Positions whose records and windows are found at once: numpy and the generator cost 50 microseconds a call."""
+PLANS = 3
+"""Such pieces of the order that are kept."""
+MOST_RANKS_PLANNED = 8
+"""A plan is for all ranks; beyond that each finds its own rows of a batch alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +84,8 @@ class Loader:
         check_records: Compare the SHA-256 of each record; of streamed ones it always is.
         labels: Give the batches these labels; none by default.
         person_N: Tell the batches whose each record is; nothing by default.
+        threads: That read batches at once; by default two where a GPU waits, and one where the step needs the same
+            processor. Streams have readers of their own, and take one.
 
     Raises:
         ConfigError: No record may be used, or the batch cannot be split evenly.
@@ -92,6 +110,7 @@ class Loader:
         check_records: bool = False,
         labels: LabelTable | None = None,
         person_N: NDArray[np.int64] | None = None,
+        threads: int | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % (world_size * accumulation):
             raise ConfigError(
@@ -108,6 +127,14 @@ class Loader:
         self.seed = seed
         self.position = position
         self.pin_memory = pin_memory
+        self._buffers = Buffers((rows, len(LEADS), window_samples), pin_memory=pin_memory)
+        self._threads = 1 if streaming else threads or (2 if pin_memory else 1)
+        record_bytes = 2 * len(LEADS) * int(shards.num_samples[self.records].max())
+        ahead = min(READ_AHEAD_BYTES // (record_bytes * rows), PLANNED // self.micro_rows)
+        self._batches_ahead = max(ahead, 1)
+        self._plan = world_size <= MOST_RANKS_PLANNED
+        self._plans: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
+        self._planning = threading.Lock()
         self.replacements = Replacements() if skip_damaged else None
         self._check_records = check_records
         self._labels = labels
@@ -131,49 +158,70 @@ class Loader:
             )
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches that a thread of its own prepares; closing the iterator ends it."""
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=2)
-        stop = threading.Event()
+        """Yield batches in this machine's memory; closing the iterator ends the threads that read ahead."""
+        return self.batches(torch.device("cpu"))
 
-        def work() -> None:
-            position = self.position
-            try:
-                while not stop.is_set():
-                    batch = self.read(position)
-                    position += self.micro_rows
-                    _put(ready, batch, stop)
-            except BaseException as error:
-                _put(ready, error, stop)
+    def batches(self, device: torch.device) -> Iterator[Batch]:
+        """Yield batches on a device, without end.
 
-        thread = threading.Thread(target=work, name="loader", daemon=True)
-        thread.start()
+        What a GPU gets is copied from page-locked memory beside the step, by a stream that the consumer's waits for and
+        the host does not. Two or three batches of int16 are on their way or there.
+
+        Args:
+            device: Of the step.
+        """
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
+        ahead: deque[Future[tuple[Batch, torch.cuda.Event | None]]] = deque()
+        position = self.position
         try:
             while True:
-                batch = ready.get()
-                if isinstance(batch, BaseException):
-                    raise batch
+                # One that is ready, besides those that are being read.
+                while len(ahead) < self._threads + 1:
+                    ahead.append(pool.submit(self._read_ahead, position, stream))
+                    position += self.micro_rows
+                batch, copied = ahead.popleft().result()
+                ahead.append(pool.submit(self._read_ahead, position, stream))
+                position += self.micro_rows
+                if copied is not None:
+                    batch.arrive(copied)
                 yield batch
+                del batch  # before its memory is needed again
         finally:
-            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)  # first, so that nothing new begins
             if self.streaming and self._stream:
                 self._stream.close(self.streaming.stop)
-            thread.join()
+            pool.shutdown()
+
+    def _read_ahead(self, position: int, stream: torch.cuda.Stream | None) -> tuple[Batch, torch.cuda.Event | None]:
+        """Read a micro-batch, and begin its copy to a GPU; return what tells that the copy has ended."""
+        if not self._stream:
+            later = position + self._batches_ahead * self.micro_rows
+            for first in range(position if position == self.position else later, later + 1, self.micro_rows):
+                self.shards.expect(self._rows_at(first)[0])
+        batch = self.read(position)
+        if stream is None:
+            return batch, None
+        with torch.cuda.stream(stream):
+            batch = batch.to(stream.device)
+            return batch, stream.record_event()
 
     def read(self, position: int) -> Batch:
         """Return this rank's rows of the micro-batch that begins at `position`."""
-        shape = (self.rows[1] - self.rows[0], len(LEADS), self.window_samples)
-        signal_BLT = torch.empty(shape, dtype=torch.int16, pin_memory=self.pin_memory)
+        signal_BLT = self._buffers.take()
         if self._stream:
             index = self._stream.read(position, signal_BLT.numpy())
         else:
-            index = self._copy(position + self.rows[0], position + self.rows[1], signal_BLT.numpy())
-        return Batch(
+            index = self._copy(position, signal_BLT.numpy())
+        batch = Batch(
             signal_BLT=signal_BLT,
             microvolt_per_count_B=torch.from_numpy(self.shards.microvolt_per_count[index]),
             database_B=torch.from_numpy(self.shards.folder_of[index]),
             labels_BC=self._labels.rows(index) if self._labels else None,
             patient_B=torch.from_numpy(self._person_N[index]) if self._person_N is not None else None,
         )
+        # A copy from other memory would have the host wait for all that the device does.
+        return batch.pin_memory() if self.pin_memory else batch
 
     def blank(self) -> Batch:
         """Return a micro-batch of this rank's size that holds zeros."""
@@ -186,23 +234,32 @@ class Loader:
             patient_B=torch.zeros(rows, dtype=torch.int64) if self._person_N is not None else None,
         )
 
-    def _copy(self, first: int, last: int, out: NDArray[np.int16]) -> NDArray[np.int64]:
-        """Fill in the windows at positions [first, last), shape (B, 12, T), and return their records."""
-        index, starts = self.windows(first, last)
-        for row, (record, start) in enumerate(zip(index.tolist(), starts.tolist(), strict=True)):
-            try:
-                self._copy_window(record, start, out[row])
-            except ShardError as error:
-                if self.replacements is None:
-                    raise
-                index[row] = self._replace(first + row, record, error, out[row], self.replacements)
+    def _copy(self, position: int, out_BLT: NDArray[np.int16]) -> NDArray[np.int64]:
+        """Fill in this rank's windows of a micro-batch, shape (B, 12, T), and return their records."""
+        index, starts = self._rows_at(position)
+        wrong = self._copy_windows(index, starts, out_BLT)
+        if wrong and self.replacements is None:
+            raise wrong[min(wrong)]
+        if wrong and self.replacements is not None:
+            index = index.copy()  # the plan stays as it is
+            for row in sorted(wrong):
+                at = position + self.rows[0] + row
+                index[row] = self._replace(at, int(index[row]), wrong[row], out_BLT[row], self.replacements)
         return index
 
-    def _copy_window(self, record: int, start: int, out_LT: NDArray[np.int16]) -> None:
-        self.shards.check(record, hashed=self._check_records)
+    def _copy_windows(
+        self, index: NDArray[np.int64], starts: NDArray[np.int64], out_BLT: NDArray[np.int16]
+    ) -> dict[int, ShardError]:
+        """Copy windows and learn their labels; return what is wrong, by row."""
+        wrong = self.shards.copy_windows(index, starts, out_BLT, hashed=self._check_records)
         if self._labels:
-            self._labels.learn(record)
-        out_LT[:] = self.shards.counts(record)[:, start : start + self.window_samples]
+            for row, record in enumerate(index.tolist()):
+                if row not in wrong:
+                    try:
+                        self._labels.learn(record)
+                    except ShardError as error:
+                        wrong[row] = error
+        return wrong
 
     def _replace(
         self, position: int, record: int, error: ShardError, out_LT: NDArray[np.int16], replacements: Replacements
@@ -210,17 +267,37 @@ class Loader:
         """Copy another record's window to where a damaged one's belongs, and return which."""
         pool = self.mixture.parts[int(self.mixture.draw(position, position + 1)[0][0])].records
         for attempt in range(ATTEMPTS):
-            other = substitute(self.seed, position, attempt, pool)
-            room = self.shards.num_samples[[other]] - self.window_samples
-            try:
-                self._copy_window(other, int(window_starts_at(self.seed, np.array([position]), room)[0]), out_LT)
-            except ShardError:
+            other = np.array([substitute(self.seed, position, attempt, pool)])
+            room = self.shards.num_samples[other] - self.window_samples
+            start = window_starts_at(self.seed, np.array([position]), room)
+            if self._copy_windows(other, start, out_LT[None]):
                 continue
             shard = self.shards.path(int(self.shards.shard_of[record])).name
-            names = self.shards.name(record), self.shards.name(other)
+            names = self.shards.name(record), self.shards.name(int(other[0]))
             replacements.add(Replaced(position, shard, *names, str(error)))
-            return other
+            return int(other[0])
         raise ShardError(f"{error}; and {ATTEMPTS} records in its place are damaged too")
+
+    def _rows_at(self, position: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return what `windows` does for this rank's rows of a micro-batch, of which many are found at once."""
+        first, last = position + self.rows[0], position + self.rows[1]
+        if not self._plan or last - first > PLANNED:
+            return self.windows(first, last)
+        pieces = [self._piece(number) for number in range(first // PLANNED, (last - 1) // PLANNED + 1)]
+        before = first // PLANNED * PLANNED
+        here = slice(first - before, last - before)
+        if len(pieces) == 1:
+            return pieces[0][0][here], pieces[0][1][here]
+        index, starts = (np.concatenate(column)[here] for column in zip(*pieces, strict=True))
+        return index, starts
+
+    def _piece(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        with self._planning:
+            if number not in self._plans:
+                self._plans[number] = self.windows(number * PLANNED, (number + 1) * PLANNED)
+                if len(self._plans) > PLANS:
+                    self._plans.popitem(last=False)
+            return self._plans[number]
 
     def windows(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the record at each position of [first, last), and the sample that its window begins at."""
@@ -247,13 +324,3 @@ def usable_records(shards: Shards, window_samples: int, exclude_flags: Sequence[
             f"{(allowed & long_enough & ~good).sum()} have a flag of --data.exclude-flags"
         )
     return found
-
-
-def _put(ready: queue.Queue[Batch | BaseException], item: Batch | BaseException, stop: threading.Event) -> None:
-    """Wait for room in the queue, or for the end."""
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=0.1)
-        except queue.Full:
-            continue
-        return

@@ -26,7 +26,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +33,7 @@ from numpy.typing import NDArray
 from ecgfm.data.damage import ATTEMPTS, Replaced, Replacements, substitute
 from ecgfm.data.labels import LabelTable
 from ecgfm.data.mixture import BLOCK, Mixture, Source, purpose
-from ecgfm.data.order import window_starts_at
+from ecgfm.data.order import Epochs, window_starts_at
 from ecgfm.errors import ShardError
 from ecgfm.rng import generator
 from ecgfm.shards.reader import Shards
@@ -88,7 +87,9 @@ class BlockMixture(Mixture):
         return out
 
 
-@lru_cache(maxsize=32)
+_epochs: Epochs[tuple[NDArray[np.int64], NDArray[np.int64]]] = Epochs()
+
+
 def _epoch(
     seed: int, word: str, epoch: int, counts: tuple[int, ...], block_shards: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -101,14 +102,18 @@ def _epoch(
         counts: Records of each shard.
         block_shards: Shards of a block.
     """
-    first = np.cumsum([0, *counts])
-    drawn = generator(seed, f"shards, {word}", epoch).permutation(len(counts))
-    rows, edges = [], [0]
-    for number, shards in enumerate(np.array_split(drawn, -(-len(counts) // block_shards))):
-        inside = np.concatenate([np.arange(first[shard], first[shard + 1]) for shard in shards])
-        rows.append(generator(seed, f"records of a block, {word}", epoch, number).permutation(inside))
-        edges.append(edges[-1] + len(inside))
-    return np.concatenate(rows), np.asarray(edges)
+
+    def draw() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        first = np.cumsum([0, *counts])
+        drawn = generator(seed, f"shards, {word}", epoch).permutation(len(counts))
+        rows, edges = [], [0]
+        for number, shards in enumerate(np.array_split(drawn, -(-len(counts) // block_shards))):
+            inside = np.concatenate([np.arange(first[shard], first[shard + 1]) for shard in shards])
+            rows.append(generator(seed, f"records of a block, {word}", epoch, number).permutation(inside))
+            edges.append(edges[-1] + len(inside))
+        return np.concatenate(rows), np.asarray(edges)
+
+    return _epochs.get((seed, word, counts, block_shards), epoch, draw)
 
 
 @dataclass(frozen=True)

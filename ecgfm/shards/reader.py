@@ -3,7 +3,10 @@
 Nothing is decoded: a window of a record is a slice of int16 in the page cache, copied once into the
 caller's batch. Any WebDataset client can read the same files; this reader needs no library for it.
 
-Shapes: L leads, T samples.
+A whole batch is copied in one call, which looks at each shard and at each record's header once; tools/bench_loader.py
+says what that costs, and what else was tried.
+
+Shapes: B windows, L leads, T samples.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import json
 import mmap
 import os
 import resource
+import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +31,8 @@ from ecgfm.leads import LEADS
 from ecgfm.shards.manifest import Manifest, Shard, read_manifest
 from ecgfm.shards.tar import array_header
 
+PROBES = 4
+"""Records of a batch that are looked for in memory, before the system is asked to read all of them."""
 _NUMBERS = ("offset", "samples", "microvolt_per_count", "json_offset", "json_bytes")
 
 
@@ -74,6 +81,9 @@ class Shards:
         self._paths: list[Path] = []
         self._bytes: list[int] = []
         self._maps: list[mmap.mmap | None] = []
+        self._counts: list[NDArray[np.int16] | None] = []
+        self._files: list[int | None] = []
+        self._opening = threading.Lock()
         columns: dict[str, list[NDArray[Any]]] = {}
         splits: list[str] = []
         for number, (folder, manifest) in enumerate(zip(self.folders, self.manifests, strict=True)):
@@ -88,6 +98,8 @@ class Shards:
                 self._paths.append(path)
                 self._bytes.append(shard.bytes)
                 self._maps.append(None)
+                self._counts.append(None)
+                self._files.append(None)
         if here:
             self.check_sizes()
         column = {name: np.concatenate(values) for name, values in columns.items()}
@@ -103,6 +115,7 @@ class Shards:
         self.shard_of: NDArray[np.int64] = column["shard"]
         """Which shard each record is in, over all folders; records of a shard follow each other."""
         self._offset = column["offset"]
+        self._check_places()
         self._json = (column["json_offset"], column["json_bytes"])
 
     def __len__(self) -> int:
@@ -156,6 +169,129 @@ class Shards:
     def counts(self, index: int) -> NDArray[np.int16]:
         """Return record `index` as a read-only view of the shard, shape (12, T)."""
         return self._view(index, self._map(int(self.shard_of[index])))
+
+    def copy_windows(
+        self,
+        index_B: NDArray[np.int64],
+        start_B: NDArray[np.int64],
+        out_BLT: NDArray[np.int16],
+        *,
+        hashed: bool = False,
+    ) -> dict[int, ShardError]:
+        """Copy windows of records; threads may share it. Each is checked as `check` does, its shard once a call.
+
+        Args:
+            index_B: Records.
+            start_B: The sample that each window begins at.
+            out_BLT: Where they go, shape (B, 12, T), in one piece.
+            hashed: Compare each record's SHA-256, too.
+
+        Returns:
+            What is wrong, by row; what is in such a row of `out_BLT` means nothing.
+        """
+        window = out_BLT.shape[2]
+        flat_BN = out_BLT.reshape(len(out_BLT), -1)
+        opened: dict[int, tuple[mmap.mmap, NDArray[np.int16]] | ShardError] = {}
+        headers = {samples: array_header(len(LEADS), samples) for samples in set(self.num_samples[index_B].tolist())}
+        wrong: dict[int, ShardError] = {}
+        # Lists, because NumPy's own numbers cost a hundred nanoseconds each to take out.
+        columns = (index_B, self.shard_of[index_B], self._offset[index_B], self.num_samples[index_B], start_B)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for row, (index, shard, offset, samples, start) in enumerate(rows):
+            if shard not in opened:
+                opened[shard] = self._look(shard)
+            found = opened[shard]
+            if isinstance(found, ShardError):
+                wrong[row] = found
+                continue
+            content, counts = found
+            record = counts[offset // 2 : offset // 2 + len(LEADS) * samples]
+            if samples == window:
+                flat_BN[row] = record
+            else:
+                out_BLT[row] = record.reshape(len(LEADS), samples)[:, start : start + window]
+            # Looked at after the copy, which waited for the disk without Python's lock; this holds it.
+            header = headers[samples]
+            if content[offset - len(header) : offset] != header:
+                wrong[row] = self._damaged(index, _other_header(samples))
+            elif hashed:
+                try:
+                    self.cut(index, memoryview(content))
+                except ShardError as error:
+                    wrong[row] = error
+        return wrong
+
+    def expect(self, index_B: NDArray[np.int64]) -> None:
+        """Have the system read records ahead, in the order in which they lie, unless it has them in memory already.
+
+        A few of them tell which: asking for a record costs a quarter of its copy even when it is there. Where the
+        system does not say what it has, all are asked for; where it cannot be asked, this does nothing.
+        """
+        if not hasattr(os, "posix_fadvise"):
+            return
+        # Records are numbered in the order in which they lie.
+        index_B = np.sort(index_B)
+        probed = index_B[np.linspace(0, len(index_B) - 1, PROBES, dtype=np.int64)]
+        if all(self._in_memory(index) for index in probed.tolist()):
+            return
+        columns = (self.shard_of[index_B], self._offset[index_B], self.num_samples[index_B])
+        for shard, offset, samples in zip(*(column.tolist() for column in columns), strict=True):
+            file = self._file(shard)
+            if file is not None:
+                os.posix_fadvise(file, offset, 2 * len(LEADS) * samples, os.POSIX_FADV_WILLNEED)
+
+    def _in_memory(self, index: int) -> bool:
+        """Tell whether the middle of a record is in the page cache, where the system says so."""
+        file = self._file(int(self.shard_of[index]))
+        middle = int(self._offset[index]) + len(LEADS) * int(self.num_samples[index])
+        if file is None:
+            return True  # whoever reads it says what is wrong
+        try:
+            return hasattr(os, "RWF_NOWAIT") and os.preadv(file, [bytearray(1)], middle, os.RWF_NOWAIT) == 1
+        except OSError:
+            return False
+
+    def _file(self, shard: int) -> int | None:
+        """Return a shard's open file, which its memory map does not give away; None when there is none."""
+        if self._files[shard] is None:
+            with self._opening:
+                if self._files[shard] is None:
+                    try:
+                        opened = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+                    except OSError:
+                        return None
+                    weakref.finalize(self, os.close, opened)
+                    self._files[shard] = opened
+        return self._files[shard]
+
+    def _look(self, shard: int) -> tuple[mmap.mmap, NDArray[np.int16]] | ShardError:
+        """Return a shard's memory map, as int16 too, or what is wrong with it."""
+        try:
+            content = self._map(shard)
+        except ShardError as error:
+            return error
+        counts = self._counts[shard]
+        if counts is None:
+            counts = np.frombuffer(content, dtype="<i2", count=len(content) // 2)
+            self._counts[shard] = counts
+        return content, counts
+
+    def _check_places(self) -> None:
+        """Look whether all records lie within their shards, at places that hold int16.
+
+        Raises:
+            ShardError: One does not.
+        """
+        size = np.asarray(self._bytes)[self.shard_of]
+        end = self._offset + 2 * len(LEADS) * self.num_samples
+        wrong = np.flatnonzero((self._offset < 0) | (self._offset % 2 != 0) | (self.num_samples < 0) | (end > size))
+        if len(wrong):
+            index = int(wrong[0])
+            folder = self.folders[int(self.folder_of[index])]
+            raise ShardError(
+                f"{folder}: its manifest puts record {self.name(index)} at byte {self._offset[index]} of a shard of "
+                f"{size[index]} bytes, where it cannot be; convert or fetch the manifest again"
+            )
 
     def about(self, index: int, shard: memoryview | None = None) -> dict[str, Any]:
         """Return the JSON member of record `index`.
@@ -214,7 +350,7 @@ class Shards:
         offset, samples = int(self._offset[index]), int(self.num_samples[index])
         header = array_header(len(LEADS), samples)
         if bytes(content[offset - len(header) : offset]) != header:
-            raise self._damaged(index, f"it does not begin as an array of {len(LEADS)} leads x {samples}")
+            raise self._damaged(index, _other_header(samples))
 
     def _view(self, index: int, content: memoryview | mmap.mmap) -> NDArray[np.int16]:
         samples = int(self.num_samples[index])
@@ -258,13 +394,20 @@ class Shards:
 
     def _map(self, shard: int) -> mmap.mmap:
         """Return a shard's memory map, opened and looked at when it is first needed."""
-        opened, path = self._maps[shard], self._paths[shard]
-        if opened is not None:
-            # A page beyond the end of a file that was cut meanwhile is no error but a signal that kills. This asks
-            # the system for the size: half a microsecond.
-            if opened.size() < self._bytes[shard]:
-                raise ShardError(f"{path} was cut while it was read: it has {opened.size()} bytes; restore it")
-            return opened
+        opened = self._maps[shard]
+        if opened is None:
+            with self._opening:  # one map a shard, whichever thread comes first
+                opened = self._maps[shard] or self._open(shard)
+        # A page beyond the end of a file that was cut meanwhile is no error but a signal that kills. This asks the
+        # system for the size: half a microsecond.
+        elif opened.size() < self._bytes[shard]:
+            path = self._paths[shard]
+            raise ShardError(f"{path} was cut while it was read: it has {opened.size()} bytes; restore it")
+        return opened
+
+    def _open(self, shard: int) -> mmap.mmap:
+        """Map a shard, and look whether it begins as its manifest says."""
+        path = self._paths[shard]
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -280,6 +423,10 @@ class Shards:
             raise ShardError(f"{path} is not the shard that its manifest describes; run tools/check_shards.py")
         self._maps[shard] = opened
         return opened
+
+
+def _other_header(samples: int) -> str:
+    return f"it does not begin as an array of {len(LEADS)} leads x {samples}"
 
 
 def _check_size(path: Path, wanted: int) -> None:
@@ -298,9 +445,9 @@ def _other_size(path: Path, size: int, wanted: int) -> str:
 
 
 def _allow_open_files(number: int) -> None:
-    """Raise this process's limit of open files, where it may: every memory map holds its file open."""
+    """Raise this process's limit of open files, where it may: a shard takes one for its map, and one to read ahead."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = number + 1024
+    wanted = 2 * number + 1024
     if soft != resource.RLIM_INFINITY and soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,26 +115,21 @@ def test_a_record_that_stands_in_for_a_damaged_one_brings_its_own_labels(
 ) -> None:
     shards = Shards([folders["georgia"]])
     loader = build(shards, skip=True)
-    bad = loader.windows(0, 8)[0][0]
-    check = shards.check
+    index, _ = loader.windows(0, 8)
+    bad, copy = int(index[0]), shards.copy_windows
 
-    def fail(index: int, *, hashed: bool = False) -> None:
-        if index == bad:
-            raise ShardError("it is damaged")
-        check(index, hashed=hashed)
+    def fail(index_B: NDArray[np.int64], *rest: NDArray[Any], hashed: bool) -> dict[int, ShardError]:
+        wrong = copy(index_B, *rest, hashed=hashed)
+        return wrong | {row: ShardError("it is damaged") for row in np.flatnonzero(index_B == bad).tolist()}
 
-    monkeypatch.setattr(shards, "check", fail)
-    stood_in = []
-    copy = loader._copy_window
-
-    def watch(record: int, start: int, out_LT: NDArray[np.int16]) -> None:
-        copy(record, start, out_LT)
-        stood_in.append(record)
-
-    monkeypatch.setattr(loader, "_copy_window", watch)
+    monkeypatch.setattr(shards, "copy_windows", fail)
     batch = loader.read(0)
-    assert len(stood_in) == 8 and bad not in stood_in
-    assert same(batch.labels_BC, wanted(shards, np.asarray(stood_in)))
+    assert loader.replacements
+    (replaced,) = loader.replacements.take(8)
+    names = [shards.name(record) for record in range(len(shards))]
+    stood_in = np.array([names.index(replaced.by), *index[1:]])
+    assert stood_in[0] != bad
+    assert same(batch.labels_BC, wanted(shards, stood_in))
 
 
 def test_a_batch_of_zeros_knows_nothing(folders: dict[str, Path]) -> None:

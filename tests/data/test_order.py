@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
-from ecgfm.data.order import order, window_starts
+from ecgfm.data.order import Epochs, order, window_starts
 from ecgfm.rng import generator
 
 SEED = st.integers(0, 2**40)
@@ -31,6 +31,34 @@ def test_any_split_of_a_range_gives_the_same_order(seed: int, records: int, cuts
     whole = order(seed, records, cuts[0], cuts[-1])
     pieces = [order(seed, records, first, last) for first, last in itertools.pairwise(cuts)]
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+@pytest.mark.parametrize("records", [1, 7, 70_000])
+def test_the_order_is_numpys_permutation(records: int) -> None:
+    # Runs of earlier versions go on with it.
+    for epoch in (0, 3):
+        seen = order(11, records, epoch * records, (epoch + 1) * records)
+        assert seen.dtype == np.int64
+        np.testing.assert_array_equal(seen, generator(11, "order", epoch).permutation(records))
+
+
+def test_of_each_order_two_epochs_are_kept_however_long_the_run() -> None:
+    epochs: Epochs[list[int]] = Epochs()
+    drawn: list[tuple[str, int]] = []
+
+    def get(word: str, epoch: int) -> list[int]:
+        def draw() -> list[int]:
+            drawn.append((word, epoch))
+            return [epoch]
+
+        return epochs.get(word, epoch, draw)
+
+    for epoch in range(100):
+        for word in ("ptb-xl", "georgia"):
+            for now in (epoch, epoch + 1, epoch):  # a batch across the edge, and its neighbours
+                assert get(word, now) == [now]
+    assert len(drawn) == 2 * 101
+    assert sum(len(kept) for kept in epochs._orders.values()) == 4
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:

@@ -77,3 +77,14 @@ def test_shards_of_several_rates_have_no_one_rate(tmp_path: Path, convert_georgi
     convert_georgia(tmp_path / "b", rate_hz=250.0)
     with pytest.raises(ShardError, match="several sampling rates"):
         _ = Shards([tmp_path / "a", tmp_path / "b"]).rate_hz
+
+
+@pytest.mark.parametrize("offset", [-2, 641, 10**9])
+def test_a_record_at_a_place_that_cannot_be_is_refused(tmp_path: Path, convert_georgia: Convert, offset: int) -> None:
+    convert_georgia(tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    path.write_text(
+        path.read_text().replace('"offset":[', f'"offset":[{offset},', 1).replace(f"{offset},640", str(offset))
+    )
+    with pytest.raises(ShardError, match=rf"puts record \S+ at byte {offset} of a shard of \d+ bytes"):
+        Shards([tmp_path / "out"])
