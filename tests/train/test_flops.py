@@ -8,7 +8,8 @@ import torch
 from ecgfm.encoders.vit import ViT
 from ecgfm.objectives.base import build_objective
 from ecgfm.objectives.jepa import JEPA
-from ecgfm.train.flops import PEAK_TFLOPS, peak_tflops, window_flops
+from ecgfm.train.flops import window_flops
+from ecgfm.train.hardware import GPUS, peak_tflops
 
 ENCODER = ViT.Config(width=48, num_leads=12, patch_samples=100, depth=3, num_heads=4, num_registers=2)
 # One share of hidden tokens: the formula needs no draw.
@@ -24,13 +25,13 @@ def test_a_windows_operations_are_those_of_the_formula() -> None:
     with torch.device("meta"):
         objective = build_objective(SETTINGS, ENCODER, 5000, 500.0)
     width, narrow, registers, tokens, kept = 48, 24, 2, 50, 10
-    patches = 2 * tokens * 12 * 100 * width
-    target = patches + blocks(tokens + registers, width, 3)
-    encoder = patches + blocks(kept + registers, width, 3)
+    patch = 2 * 12 * 100 * width
+    target = tokens * patch + blocks(tokens + registers, width, 3)
+    encoder = kept * patch + blocks(kept + registers, width, 3)
     predictor = 2 * kept * width * narrow + blocks(tokens, narrow, 2) + 2 * (tokens - kept) * narrow * width
     # Backward costs twice the forward: the gradient of the input and that of the weight. The signal needs none, and
     # the target has none.
-    wanted = target + 3 * (encoder + predictor) - patches
+    wanted = target + 3 * (encoder + predictor) - kept * patch
     assert window_flops(objective, num_leads=12, window_samples=5000, rate_hz=500.0) == wanted
 
 
@@ -63,4 +64,4 @@ def test_a_device_is_known_by_its_whole_name(name: str, peak: float | None) -> N
 
 
 def test_every_listed_device_is_found_by_its_own_name() -> None:
-    assert all(peak_tflops(f"NVIDIA {name}") == peak for name, peak in PEAK_TFLOPS.items())
+    assert all(peak_tflops(f"NVIDIA {name}") == gpu.bfloat16_tflops for name, gpu in GPUS.items())
