@@ -153,8 +153,8 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
         waiting: dict[int, list[tuple[int, Tensor]]] = {}  # windows by length, each with its share of a record
 
         def run(items: list[tuple[int, Tensor]]) -> None:
-            window_BLT = torch.stack([window for _, window in items]).to(device)
-            rows = torch.tensor([row for row, _ in items], device=device)
+            window_BLT = to_device_soon(torch.stack([window for _, window in items]), device)
+            rows = to_device_soon(torch.tensor([row for row, _ in items]), device)
             features_BD.index_add_(0, rows, self.features(window_BLT).float())
 
         counts = []
@@ -172,7 +172,9 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
                     run(waiting.pop(stop - start))
         for items in waiting.values():
             run(items)
-        return features_BD / torch.tensor(counts, device=device)[:, None]
+        if max(counts) == 1:
+            return features_BD
+        return features_BD / to_device_soon(torch.tensor(counts), device)[:, None]
 
     @torch.no_grad()
     def tokens(
@@ -392,6 +394,13 @@ def to_device(model: ModuleT, device: str | torch.device) -> ModuleT:
     except (RuntimeError, AssertionError) as error:  # torch raises either, for no driver or a wrong name
         reason = str(error).splitlines()[0]
         raise ContractError(f"device {str(device)!r} cannot be used: {reason}; 'cpu' always can") from error
+
+
+def to_device_soon(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host's memory on a device; the host does not wait for a GPU to have it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def load_weights_(encoder: nn.Module, path: Path) -> None:

@@ -58,6 +58,7 @@ class ECGPreprocessor:
             )
         self.contract = contract
         self.patch_samples = patch_samples
+        self._scale_L1: tuple[Tensor, Tensor] | None = None
 
     def __repr__(self) -> str:
         seconds = self.contract.window_samples / self.contract.rate_hz
@@ -183,12 +184,26 @@ class ECGPreprocessor:
             var, mean = torch.var_mean(signal_BLT, dim=2, correction=0, keepdim=True)
             std = var.sqrt().clamp(min=LEAST_STD_MV)
         else:
-            # Made here and not kept as buffers: a module that is cast to bfloat16 would round its buffers too.
-            mean, std = (
-                torch.tensor(values, dtype=torch.float32, device=signal_BLT.device)[:, None]
-                for values in (contract.mean_mv, contract.std_mv)
-            )
+            mean, std = self._scale(signal_BLT.device)
         return ((signal_BLT - mean) / std).clamp(-contract.clip, contract.clip)
+
+    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation, float32 of shape (L, 1).
+
+        They are no buffers: a module that is cast to bfloat16 would round those too. On a GPU they are kept: a copy to
+        it from the host's ordinary memory has the host wait for the device.
+        """
+        held = self._scale_L1
+        if held is not None and held[0].device == device:
+            return held
+        with torch.inference_mode(False):
+            mean, std = (
+                torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+                for values in (self.contract.mean_mv, self.contract.std_mv)
+            )
+        if device.type == "cuda" and not torch.compiler.is_compiling():
+            self._scale_L1 = (mean, std)
+        return mean, std
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, **how: Unpack[FromHub]) -> Self:

@@ -124,8 +124,9 @@ def compare(model: nn.Module, wanted: Mapping[str, Tensor], got: Mapping[str, Te
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Have all norms and dropout in evaluation, and give each module its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    nn.Module.eval(model)
+    modes = [(module, module.training) for module in model.modules() if module.training]
+    for module, _ in modes:
+        module.training = False
     try:
         yield
     finally:

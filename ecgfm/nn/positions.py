@@ -11,14 +11,14 @@ from torch import Tensor
 LARGEST_PERIOD = 10_000.0
 
 
-def sincos_positions(tokens: int, width: int) -> Tensor:
+def sincos_positions(tokens: int, width: int, device: torch.device | None = None) -> Tensor:
     """Return positions_ND: sines in the first half, cosines in the second.
 
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.5, in the order of MAE's code.
     """
     assert width % 2 == 0, width
-    frequency = LARGEST_PERIOD ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))
-    angle = torch.arange(tokens, dtype=torch.float64)[:, None] * frequency[None, :]
+    frequency = LARGEST_PERIOD ** -(torch.arange(width // 2, dtype=torch.float64, device=device) / (width / 2))
+    angle = torch.arange(tokens, dtype=torch.float64, device=device)[:, None] * frequency[None, :]
     return torch.cat([angle.sin(), angle.cos()], dim=1).float()
 
 
@@ -35,6 +35,9 @@ class HeldPositions:
 
     def __call__(self, tokens: int, device: torch.device) -> Tensor:
         """Return positions_ND, float32."""
+        if torch.compiler.is_dynamo_compiling():
+            # Part of the graph: what is held changes with the first call, and torch.compile would begin again.
+            return sincos_positions(tokens, self.width, device)
         if len(self._held_ND) < tokens or self._held_ND.device != device:
             self._held_ND = sincos_positions(tokens, self.width).to(device)
         return self._held_ND[:tokens]

@@ -19,6 +19,7 @@ from torch.utils import deterministic
 
 from ecgfm.data.batch import Batch
 from ecgfm.errors import CheckpointError, ConfigError
+from ecgfm.kernels import dispatch
 from ecgfm.nn.norms import BatchNorm
 from ecgfm.nn.recompute import Blocks
 from ecgfm.objectives.base import Losses, Objective, Progress
@@ -31,6 +32,8 @@ ENGINE = "engine.safetensors"
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What DeepSpeed's loss scaler remembers."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
+LARGEST_BUCKET = 500_000_000
+"""Gradients that ZeRO sums over the ranks at once, DeepSpeed's own default."""
 
 
 class Engine:
@@ -56,14 +59,19 @@ class Engine:
         clip_norm: float | None,
     ) -> None:
         self.settings = deepspeed_settings(config, micro_batch_size=micro_batch_size, clip_norm=clip_norm)
+        if config.zero_stage in (1, 2):
+            # Each backward pass allocates so many numbers for gradients, 2 GB by default: one bucket holds all in less.
+            trained = sum(weight.numel() for weight in objective.parameters() if weight.requires_grad)
+            self.settings["zero_optimization"].setdefault("reduce_bucket_size", min(trained, LARGEST_BUCKET))
         self.world = world
         if config.checkpoint_activations:
             recompute_(objective, compiled=config.compile)
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            # Else torch fills what it allocates, and DeepSpeed allocates 2 GB for the gradients of every backward pass.
+            # Else torch fills what it allocates, and DeepSpeed allocates the gradients' bucket in every backward pass.
             deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(config.deterministic)
+        dispatch.choose(config.kernels)
         self._stage: int = config.zero_stage
         self._masters = config.precision in MASTERS
         exact = {}
@@ -85,7 +93,9 @@ class Engine:
             # A gradient that no scale makes finite is a bad step, of which the alarms bear some.
             self._scaler.raise_error_at_min_scale = False
         if config.compile:
-            self._engine.compile(backend="inductor")
+            mode = {"mode": "reduce-overhead"} if config.cuda_graphs else {}
+            self._engine.compile(backend="inductor", compile_kwargs=mode)
+        self._config = config
         self.applied = False
         """Whether the last step moved the weights, the same on every rank: not when the gradient was not finite."""
         self.rescaled = False
@@ -106,7 +116,14 @@ class Engine:
     def forward(self, batch: Batch, at: Progress) -> Losses:
         """Return the losses of a micro-batch. All ranks must call it."""
         self.world.step = at.step
+        if self._config.compile:
+            any_length_(batch)
+        if self._config.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         losses: Losses = self._engine(batch, at)
+        if self._config.cuda_graphs:
+            # The next micro-batch writes into the same memory.
+            losses = {name: value.clone() for name, value in losses.items()}
         return losses
 
     def backward(self, loss: Tensor) -> None:
@@ -123,13 +140,14 @@ class Engine:
         A gradient whose norm over all ranks is not finite is dropped instead, and `applied` says so.
         """
         complete = bool(self._engine.is_gradient_accumulation_boundary())
-        # ZeRO looks at the norm itself, and waits for the device to know it. Stage 0 looks at nothing: by now its
-        # gradients are the same on every rank, and we tell AdamW as a GradScaler does.
-        drop = complete and not self._stage and not self._finite_gradient()
-        self._optimizer.found_inf = torch.ones((), device=self.world.device) if drop else None
+        # ZeRO looks at the norm itself before it steps, and waits for the device to know it. Stage 0 looks at nothing:
+        # by now its gradients are the same on every rank, and we tell AdamW as a GradScaler does, on the device. We
+        # hear of it when AdamW is queued already.
+        dropped = self._gradient_not_finite() if complete and not self._stage else None
+        self._optimizer.found_inf = dropped
         scale = self._scaler.cur_scale if self._scaler else 0.0
         self._engine.step()
-        self.applied = complete and not drop and bool(self._engine.was_step_applied())
+        self.applied = complete and bool(self._engine.was_step_applied()) and not (dropped is not None and dropped > 0)
         self.rescaled = self._scaler is not None and complete and not self.applied and self._scaler.cur_scale < scale
         return complete
 
@@ -142,9 +160,10 @@ class Engine:
             self._averages.move_(figures["momentum"])
         return figures | self.objective.after_step(at)
 
-    def _finite_gradient(self) -> bool:
+    def _gradient_not_finite(self) -> Tensor:
+        """Return 1 where the gradient's norm is not finite and 0 otherwise, float32, on the device."""
         gradients = [weight.grad for weight in self.objective.parameters() if weight.grad is not None]
-        return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+        return (~torch.isfinite(torch.nn.utils.get_total_norm(gradients))).float()
 
     def gradient_norm(self) -> float | None:
         """Return the norm of the last step's gradient, where the engine knows it."""
@@ -311,6 +330,18 @@ class Engine:
 
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(name, weight) for name, weight in self.objective.named_parameters() if weight.requires_grad]
+
+
+def any_length_(batch: Batch) -> None:
+    """Tell torch.compile that the number of hidden tokens changes from batch to batch.
+
+    It is one draw a batch: of 200 tokens 21 numbers, each of which would be a graph of its own. Buckets would change
+    the recipe's masks, so the number is a symbol from the first batch on. Left to itself torch.compile takes the first
+    number for a constant and compiles anew at the second.
+    """
+    for index_BK in (batch.keep_BK, batch.hide_BM):
+        if index_BK is not None:
+            torch._dynamo.maybe_mark_dynamic(index_BK, 1)
 
 
 def recompute_(objective: Objective, *, compiled: bool) -> None:

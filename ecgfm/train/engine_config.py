@@ -13,7 +13,7 @@ from ecgfm.errors import ConfigError
 
 LONGEST = timedelta(days=1)
 """The longest --engine.timeout-min."""
-FREE_ENGINE = ("timeout_min", "offload", "checkpoint_activations", "compile", "deterministic")
+FREE_ENGINE = ("timeout_min", "offload", "checkpoint_activations", "compile", "cuda_graphs", "deterministic", "kernels")
 """Settings that a run may change when it goes on: they change how, and nothing beyond the rounding."""
 MASTERS = ("bfloat16-weights", "float16")
 """Precisions whose weights are of 16 bits, beside float32 masters."""
@@ -56,8 +56,15 @@ class EngineConfig:
     """Forget what is within a block of the encoder or predictor, and compute it again for the backward pass: a third
     slower, and much less memory."""
     compile: bool = False
-    """Compile forward and backward with torch.compile, which takes a minute or more at the start: a graph for the first
-    number of hidden tokens, one for any other, and the same again for the steps that measure figures."""
+    """Compile forward and backward with torch.compile, which takes a minute or more at the start: one graph for any
+    number of hidden tokens, and another for the steps that measure figures."""
+    cuda_graphs: bool = False
+    """Of --engine.compile on a GPU: record what the host asks of the device, and play it back. It helps where steps are
+    short, of few windows on a fast GPU. Each number of hidden tokens is recorded by itself, up to 21 of them at 200
+    tokens, in memory of their own; not with --engine.checkpoint-activations, nor with ZeRO beyond stage 1."""
+    kernels: Literal["auto", "reference"] = "auto"
+    """On a GPU, kernels of our own for what torch would do in several passes over memory (auto), or plain torch
+    (reference), as on a CPU. The figures differ in their last digits."""
     deterministic: bool = False
     """Give the same bits at each repetition, also on a GPU, where some kernels add in any order: slower. An operation
     that cannot ends the run."""
@@ -81,6 +88,13 @@ class EngineConfig:
         if self.offload and self.zero_stage == 0:
             raise ConfigError(
                 "--engine.offload needs ZeRO, which moves the optimizer's state: use --engine.zero-stage 1"
+            )
+        if self.cuda_graphs and (not self.compile or self.checkpoint_activations or self.zero_stage > 1):
+            raise ConfigError(
+                "--engine.cuda-graphs goes neither with --engine.checkpoint-activations nor with ZeRO beyond stage 1 "
+                f"(--engine.zero-stage {self.zero_stage}): leave one of the two out"
+                if self.compile
+                else "--engine.cuda-graphs records what --engine.compile makes: add that, or leave this out"
             )
         if self.compile and self.zero_stage == 3:
             raise ConfigError(
@@ -126,6 +140,8 @@ def deepspeed_settings(config: EngineConfig, *, micro_batch_size: int, clip_norm
         "torch_autocast": {"enabled": config.precision == "bfloat16", "dtype": "bfloat16"},
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
+        # Its meter of throughput waits for the device before each forward and after each backward pass.
+        "timers": {"throughput": {"enabled": False}},
     }
     if config.precision == "bfloat16-weights":
         # Without the check a gradient that is not finite would be applied.

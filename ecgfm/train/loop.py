@@ -22,7 +22,8 @@ from ecgfm.train.checkpoint_writer import Saver
 from ecgfm.train.engine import Engine
 from ecgfm.train.engine_config import check_device
 from ecgfm.train.figures import Meter, WindowCost
-from ecgfm.train.flops import peak_tflops, window_flops
+from ecgfm.train.flops import window_flops
+from ecgfm.train.hardware import peak_tflops
 from ecgfm.train.health import look_at, skip_step
 from ecgfm.train.lock import RunLock
 from ecgfm.train.log import RunLog
@@ -182,7 +183,8 @@ class _Training:
         self.world, self.objective = engine.world, engine.objective
         self.watch, self.log, self.stop, self.facts = watch, log, stop, facts
         self.step, self.position = step, loader.position
-        self.prepare = run_prepare(run, loader.shards, contract).to(self.world.device)
+        counts = self.objective.takes_counts and self.objective.encoder.takes_counts
+        self.prepare = run_prepare(run, loader.shards, contract, keep_counts=counts).to(self.world.device)
         self.quality = Quality(run, engine, loader, contract, self.prepare, log)
         self.meter = Meter(engine, _window_cost(run, contract, self.world.device))
         self.saver = Saver(
@@ -203,7 +205,7 @@ class _Training:
     def go(self) -> None:
         """Train, log, save."""
         run, saved = self.run, self.step
-        batches = iter(self.loader)
+        batches = self.loader.batches(self.world.device)
         try:
             while self.step < run.last_step:
                 log_now = (self.step + 1) % run.log_every == 0 or self.step + 1 == run.last_step

@@ -159,8 +159,8 @@ def run_people(run: Run, shards: Shards) -> NDArray[np.int64] | None:
     return number_people(shards)[0] if objective_class(run.objective).asks_patients(run.objective) else None
 
 
-def run_prepare(run: Run, shards: Shards, contract: SignalContract) -> Prepare:
-    """Return what normalises the run's windows."""
+def run_prepare(run: Run, shards: Shards, contract: SignalContract, *, keep_counts: bool = False) -> Prepare:
+    """Return what normalises the run's windows, or on a GPU leaves that to an encoder that takes counts."""
     scales = shards.manifests if run.data.scale == "database" else [contract] * len(shards.manifests)
     return Prepare(
         torch.tensor([scale.mean_mv for scale in scales]),
@@ -169,6 +169,7 @@ def run_prepare(run: Run, shards: Shards, contract: SignalContract) -> Prepare:
         rate_hz=contract.rate_hz,
         per_window=run.data.scale == "record",
         databases=tuple(manifest.database for manifest in shards.manifests),
+        keep_counts=keep_counts,
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from ecgfm.hub.recordings import peak_to_peak_mv, to_contract, windows
+from ecgfm.hub.recordings import _least_span, peak_to_peak_mv, to_contract, windows
 from ecgfm.leads import LEADS
 from ecgfm.signal.contract import SignalContract
 from ecgfm.signal.highpass import highpass
@@ -49,3 +50,13 @@ def test_windows_cover_every_sample_evenly_and_are_whole_patches(samples: int, p
     gaps = np.diff(starts)
     assert gaps.max() <= window and gaps.max() - gaps.min() <= 1
     assert len(places) == math.ceil(samples / window)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 499, 500, 501, 1500, 5000, 5001, 60_000])
+def test_the_cheap_span_is_never_above_the_percentiles(samples: int) -> None:
+    draw = np.random.default_rng(samples)
+    signal_LT = draw.standard_t(2, size=(3, samples))
+    signal_LT[1, draw.integers(samples, size=samples // 500 + 1)] = 1e3  # as many spikes as the percentiles pass over
+    least, exact = _least_span(signal_LT), peak_to_peak_mv(signal_LT)
+    assert (least <= exact).all()
+    assert samples < 1500 or (least[[0, 2]] > 0.3 * exact[[0, 2]]).all()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import nn
 
-from ecgfm.nn.blocks import blocks, norm
+from ecgfm.nn.blocks import attend, blocks, norm
 from ecgfm.nn.tokens import take
 
 
@@ -57,3 +58,34 @@ def test_take_gives_each_row_the_tokens_of_its_own_index() -> None:
     for row in range(2):
         for place in range(2):
             assert torch.equal(taken[row, place], tokens_BND[row, index_BK[row, place]])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_attention_and_its_gradients_are_those_of_float64(dtype: torch.dtype, tolerance: float, masked: bool) -> None:
+    """bfloat16 on a CPU is by hand: its rounding is 2^-8 of each of some products in a row."""
+    drawn = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 3, 7, 8, generator=drawn).to(dtype) for _ in range(4)]
+    sees_B1NN = (torch.rand(2, 1, 7, 7, generator=drawn) > 0.4) | torch.eye(7, dtype=torch.bool) if masked else None
+    exact = [value.double().requires_grad_() for value in inputs[:3]]
+    query, key, value = exact
+    score = torch.einsum("bhne,bhme->bhnm", query, key) / math.sqrt(8)
+    weight = score.exp() * (1.0 if sees_B1NN is None else sees_B1NN)
+    wanted = torch.einsum("bhnm,bhme->bhne", weight / weight.sum(dim=3, keepdim=True), value)
+    torch.autograd.backward(wanted, inputs[3].double())
+    fast = [value.clone().requires_grad_() for value in inputs[:3]]
+    got = attend(fast[0], fast[1], fast[2], sees_B1NN)
+    torch.autograd.backward(got, inputs[3])
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), wanted, atol=tolerance, rtol=tolerance)
+    for one, other in zip(fast, exact, strict=True):
+        assert one.grad is not None and other.grad is not None
+        torch.testing.assert_close(one.grad.double(), other.grad, atol=tolerance, rtol=tolerance)
+
+
+def test_attention_of_16_bits_on_a_cpu_is_by_hand_and_of_float32_is_torch_s() -> None:
+    for dtype, by_hand in ((torch.float32, False), (torch.bfloat16, True)):
+        with patch("torch.nn.functional.scaled_dot_product_attention") as fused:
+            query, key, value = torch.randn(3, 1, 2, 5, 8, dtype=dtype)
+            attend(query, key, value)
+        assert fused.called is not by_hand

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ecgfm.data.batch import Batch
+from ecgfm.data.batch import Batch, Draws
 from ecgfm.encoders.resnet1d import ResNet1d
 from ecgfm.encoders.vit import ViT
 from ecgfm.errors import ConfigError
@@ -22,7 +22,7 @@ from ecgfm.objectives.jepa import JEPA
 from ecgfm.objectives.moco import MoCo
 from ecgfm.objectives.supervised import Supervised
 from ecgfm.train.averages import pairs, split_groups_
-from ecgfm.train.engine import recompute_
+from ecgfm.train.engine import any_length_, recompute_
 from ecgfm.train.optim import Optim, build_optimizer
 
 ENCODER = ViT.Config(width=16, num_leads=3, patch_samples=25, depth=2, num_heads=2)
@@ -123,3 +123,35 @@ def test_what_an_average_follows_is_in_groups_of_its_own() -> None:
     followed = {id(pair.source) for pair in pairs(built)}
     kinds = [{id(weight) in followed for weight in group["params"]} for group in optimizer.param_groups]
     assert kinds == [{True}, {False}, {True}, {False}]
+
+
+def test_any_number_of_hidden_tokens_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)  # tests/conftest.py turns torch.compile off
+    built = objective()
+    graphs = 0
+
+    def trace(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    built.compile(backend=trace)
+    batch = Batch(
+        signal_BLT=torch.randn(2, 3, 1000, generator=torch.Generator().manual_seed(0)),
+        microvolt_per_count_B=torch.ones(2),
+        database_B=torch.zeros(2, dtype=torch.int64),
+    )
+    lengths = set()
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(disable=False):
+        for step in range(4):
+            draws = Draws(seed=0, step=step, rows=(0, 2), all_rows=2, device=torch.device("cpu"))
+            views = built.views(batch, draws)
+            assert views.keep_BK is not None
+            lengths.add(views.keep_BK.shape[1])
+            any_length_(views)
+            built(views, Progress(step=step, schedule_steps=100))
+            if step == 0:
+                first = graphs
+    assert len(lengths) >= 2
+    assert graphs == first, (graphs, first)

@@ -21,6 +21,11 @@ def given(folder: Path, content: Any) -> dict[str, Any]:
     return deepspeed_settings(EngineConfig(zero_stage=2, extra=path), micro_batch_size=4, clip_norm=None)
 
 
+def test_nothing_measures_throughput_by_waiting_for_the_device() -> None:
+    plain = deepspeed_settings(EngineConfig(), micro_batch_size=4, clip_norm=None)
+    assert plain["timers"] == {"throughput": {"enabled": False}}
+
+
 def test_extra_settings_are_added_within_ours(tmp_path: Path) -> None:
     extra = {"zero_optimization": {"overlap_comm": True}, "comms_logger": {"enabled": False}}
     plain = deepspeed_settings(EngineConfig(zero_stage=2), micro_batch_size=4, clip_norm=None)
@@ -66,6 +71,8 @@ def test_a_missing_file_of_extra_settings_is_named(tmp_path: Path) -> None:
         ({"timeout_min": 0.0}, "--engine.timeout-min must be above 0"),
         ({"timeout_min": 1441.0}, "at most a day"),
         ({"timeout_min": float("nan")}, "--engine.timeout-min must be above 0"),
+        ({"cuda_graphs": True}, "--engine.cuda-graphs records what --engine.compile makes"),
+        ({"cuda_graphs": True, "compile": True, "zero_stage": 2}, "ZeRO beyond stage 1 (--engine.zero-stage 2)"),
         ({"accumulation": 0}, "--engine.accumulation must be at least 1"),
     ],
 )
