@@ -333,7 +333,7 @@ def test_two_processes_give_what_one_gives(make: Make, tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     # What torchrun says to its processes; on a CPU `accelerate launch` starts one alone.
     ranks = [
         subprocess.Popen(
