@@ -59,8 +59,15 @@ class Bench:
         return self.examples.target_NC
 
     def crop_samples(self, settings: Finetune) -> int:
-        """Return the samples of a crop."""
+        """Return the samples of a crop.
+
+        Raises:
+            ConfigError: It is shorter than a patch.
+        """
         make = self.encoder.preprocessor
+        if settings.crop_s is not None and make.samples(settings.crop_s) < make.patch_samples:
+            least = make.patch_samples / make.contract.rate_hz
+            raise ConfigError(f"--crop-s {settings.crop_s:g} is shorter than the encoder's least window, {least:g} s")
         return make.window_samples(None if settings.crop_s is None else make.samples(settings.crop_s))
 
     def stride_samples(self, settings: Finetune) -> int | None:
