@@ -213,6 +213,8 @@ class Training:
         first, last = self._state.step, self._state.step - self._state.phase_step + steps
         # Of the whole phase: a run that goes on must do as before, or its bits may differ.
         worker.encode_training(self._crops, steps)
+        if stage.groups == 1 and self._state.phase_step == 0:
+            self.classifier.standardise_features_(worker.training_features(self._crops))
         for step, place_B, signal_BLT in ahead(self._make_batch(worker), first, last):
             rate = self._set_rates(optimizer, stage.phase, self._state.phase_step, steps)
             figures_now = self._step(network, optimizer, worker, step, place_B, signal_BLT)

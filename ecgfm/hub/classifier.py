@@ -2,7 +2,7 @@
 
     classifier = ECGClassifier.from_pretrained("someone/ecg-jepa-vit-s", labels=["AF", "LBBB"], head="attentive")
     optimizer = torch.optim.AdamW(classifier.parameter_groups(lr=1e-3, layer_decay=0.75))
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(classifier(windows_BLT), target_BC)
+    loss = classifier.loss(windows_BLT, target_BC)
     ...
     classifier.save_pretrained("out/classifier")
     classifier.predict_proba(signal, rate_hz=257, leads=["II", "I", ...], unit="uV")
@@ -269,6 +269,60 @@ class ECGClassifier(nn.Module, PyTorchModelHubMixin):
             return logits_BC
         mean_C, std_C = (logits_BC.new_tensor(x) for x in (self.settings.target_mean, self.settings.target_std))
         return mean_C + std_C * logits_BC
+
+    def loss(self, signal_BLT: Tensor, target_BC: Tensor) -> Tensor:
+        """Return the mean loss of windows over what is known, a scalar.
+
+        Binary cross-entropy of a multilabel model, cross-entropy of a multiclass one, squared error of a regression.
+
+        Args:
+            signal_BLT: As for `forward`.
+            target_BC: 1, 0, or NaN where it is not known; of a multiclass model also (B, 1), the number of the label;
+                of a regression values.
+
+        Raises:
+            ConfigError: The targets' shape is not the logits'.
+        """
+        logits_BC: Tensor = self(signal_BLT)
+        target_BC = target_BC.to(logits_BC)
+        known_BC = ~target_BC.isnan()
+        if self.kind == "multiclass" and target_BC.shape == (len(logits_BC), 1):
+            number_B = target_BC.nan_to_num()[:, 0].long()
+            if number_B.min() < 0 or number_B.max() >= len(self.labels):
+                raise ConfigError(f"labels are numbered 0 to {len(self.labels) - 1}, got {number_B.tolist()}")
+            target_BC = nn.functional.one_hot(number_B, len(self.labels)).to(logits_BC)
+            known_BC = known_BC.expand_as(logits_BC)
+        if target_BC.shape != logits_BC.shape:
+            raise ConfigError(f"targets have shape {tuple(target_BC.shape)}, logits {tuple(logits_BC.shape)}")
+        wanted_BC = target_BC.nan_to_num()
+        if self.kind == "multiclass":
+            known_BC = known_BC.all(dim=1, keepdim=True)
+            each_BC = -(logits_BC.log_softmax(dim=1) * wanted_BC).sum(dim=1, keepdim=True)
+        elif self.kind == "multilabel":
+            each_BC = nn.functional.binary_cross_entropy_with_logits(logits_BC, wanted_BC, reduction="none")
+        else:
+            each_BC = (logits_BC - wanted_BC).square()
+        # A batch of which nothing is known has no loss, and a gradient of zero.
+        loss: Tensor = (each_BC * known_BC).sum() / known_BC.sum().clamp(min=1)
+        return loss
+
+    def standardise_features_(self, features_ND: Tensor) -> None:
+        """Tell the head of a frozen encoder what its features are, such as those of the training records.
+
+        The heads linear and mlp2 then see features of mean 0 and deviation 1, whatever the encoder; the others have a
+        norm of their own.
+
+        Args:
+            features_ND: Of N records or windows, two or more.
+
+        Raises:
+            ConfigError: Another width, or fewer records.
+        """
+        width = self.encoder.encoder.config.width
+        if features_ND.ndim != 2 or features_ND.shape[1] != width or len(features_ND) < 2:
+            raise ConfigError(f"features must have shape (N, {width}), N at least 2, got {tuple(features_ND.shape)}")
+        std_D, mean_D = torch.std_mean(features_ND.detach().double(), dim=0, correction=0)
+        self.head.standardise_(mean_D.float(), std_D.float())
 
     def standardise_(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Have the head tell a regression's targets in units of their deviation from their mean, in training data.
@@ -546,7 +600,7 @@ class ECGClassifier(nn.Module, PyTorchModelHubMixin):
 def _names(labels: Sequence[str]) -> tuple[str, ...]:
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
         raise ConfigError(f"labels must be a list of names such as ['AF', 'LBBB'], got {labels!r}")
-    return tuple(labels)
+    return tuple(map(str, labels))
 
 
 def _check_given(given: Mapping[str, Any], saved: ClassifierSettings, where: str | Path) -> None:

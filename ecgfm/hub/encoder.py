@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from ecgfm.hub import reference
 from ecgfm.hub.card import model_card, renamed
 from ecgfm.hub.fetch import CONFIG as CONFIG
 from ecgfm.hub.fetch import README as README
+from ecgfm.hub.fetch import REPOSITORY as REPOSITORY
 from ecgfm.hub.fetch import WEIGHTS as WEIGHTS
 from ecgfm.hub.fetch import fetch, read_entries, whole
 from ecgfm.hub.preprocessor import ECGPreprocessor
@@ -46,7 +46,6 @@ from ecgfm.signal.contract import SignalContract
 FORMAT = 2
 MODEL_TYPE = "ecgfm"
 """What `transformers` tells our config.json by; see hub/transformers.py."""
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 ENTRIES = ("encoder", "signal", "ecgfm")
 CLASSIFIER = "classifier"
 """The entry of config.json that a classifier has besides."""
@@ -146,7 +145,7 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
             return self._embed(signal, float(rate_hz), leads, unit, batch_size)
 
     def _embed(self, signal: Signal, rate_hz: float, leads: Sequence[str], unit: str, batch_size: int) -> Tensor:
-        check_leads(leads)
+        leads = check_leads(leads)
         records = recordings(signal, len(leads))
         device = next(self.parameters()).device
         features_BD = torch.zeros(len(records), self.encoder.config.width, device=device)

@@ -22,7 +22,7 @@ from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 
 from ecgfm import config
 from ecgfm.errors import ConfigError, ContractError
-from ecgfm.hub.card import renamed, with_results
+from ecgfm.hub.card import renamed, with_fine_tuning, with_results
 from ecgfm.hub.classifier import ECGClassifier
 from ecgfm.hub.digest import weights_sha256
 from ecgfm.hub.encoder import CLASSIFIER, REPOSITORY, ECGEncoder
@@ -62,7 +62,13 @@ def load_model(folder: Path) -> ECGEncoder | ECGClassifier:
 
 
 def prepare(
-    folder: Path, out: Path, repo_id: str, *, results: Sequence[Result] = (), licence: str | None = None
+    folder: Path,
+    out: Path,
+    repo_id: str,
+    *,
+    results: Sequence[Result] = (),
+    licence: str | None = None,
+    fine_tuning: Path | None = None,
 ) -> None:
     """Write what will be uploaded: the checked files, and the card with the repository's name and the results.
 
@@ -72,6 +78,7 @@ def prepare(
         repo_id: `owner/name`.
         results: For the card; none leaves those that it has.
         licence: For the card's metadata; None leaves what it has.
+        fine_tuning: result.json of a classifier, for the card.
 
     Raises:
         ConfigError: The card's metadata cannot be read, or the results are another encoder's.
@@ -93,6 +100,8 @@ def prepare(
     try:
         if results:
             text = with_results(text, repo_id.partition("/")[2], results)
+        if fine_tuning:
+            text = with_fine_tuning(text, config.read_json(fine_tuning))
         card = ModelCard(text)
         if licence:
             card.data["license"] = licence

@@ -379,3 +379,25 @@ def test_settings_survive_json() -> None:
 def test_a_signal_that_is_no_ecg_is_refused_as_by_the_encoder(model: ECGClassifier, ecg: Any) -> None:
     with pytest.raises(SignalError, match="unit='uV' would fit"):
         model.predict_proba(ecg * 1e3, **HOW)
+
+
+def test_the_loss_leaves_out_what_is_not_known(encoder: ECGEncoder, ecg: NDArray[np.float64]) -> None:
+    windows_BLT = torch.from_numpy(np.stack([ecg, ecg[::-1].copy()])).float()
+    nan = float("nan")
+    model = ECGClassifier.from_pretrained(encoder, labels=["a", "b"])
+    torch.nn.init.normal_(model.head.get_parameter("out.weight"), generator=torch.Generator().manual_seed(0))
+    logits_BC = model(windows_BLT)
+    one = torch.nn.functional.binary_cross_entropy_with_logits(logits_BC[0, 1], torch.tensor(1.0))
+    torch.testing.assert_close(model.loss(windows_BLT, torch.tensor([[nan, 1.0], [nan, nan]])), one)
+    nothing = model.loss(windows_BLT, torch.full((2, 2), nan))
+    nothing.backward()  # type: ignore[no-untyped-call]
+    assert nothing == 0
+    several = ECGClassifier.from_pretrained(encoder, labels=["a", "b"], kind="multiclass")
+    several.head.load_state_dict(model.head.state_dict())
+    wanted = torch.nn.functional.cross_entropy(logits_BC, torch.tensor([1, 0]))
+    torch.testing.assert_close(several.loss(windows_BLT, torch.tensor([[1], [0]])), wanted)
+    torch.testing.assert_close(several.loss(windows_BLT, torch.tensor([[0, 1], [1, 0]])), wanted)
+    with pytest.raises(ConfigError, match="numbered 0 to 1"):
+        several.loss(windows_BLT, torch.tensor([[2], [0]]))
+    with pytest.raises(ConfigError, match="targets have shape"):
+        model.loss(windows_BLT, torch.ones(2, 3))
