@@ -401,3 +401,35 @@ def test_the_loss_leaves_out_what_is_not_known(encoder: ECGEncoder, ecg: NDArray
         several.loss(windows_BLT, torch.tensor([[2], [0]]))
     with pytest.raises(ConfigError, match="targets have shape"):
         model.loss(windows_BLT, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_features_of_any_size_are_as_easy_to_learn_from(encoder: ECGEncoder, head: HeadKind) -> None:
+    """Weights of an encoder whose features are a thousandth: what a layer on them learns must not be."""
+    draw = torch.Generator().manual_seed(0)
+    features = 3.0 + torch.randn(64, encoder.encoder.config.width, generator=draw)
+    features[:, 1] = 0.25  # never varies
+    tokens = features[:, None].expand(-1, 5, -1)
+    target = (features[:, :1] > 3).float()
+    losses = []
+    for size in (1.0, 0.001):
+        model = ECGClassifier.from_pretrained(encoder, labels=["a"], head=head, unfreeze="head")
+        model.standardise_features_(size * features)
+        optimizer = torch.optim.Adam(model.head.parameters(), lr=0.01)
+        for _ in range(30):
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                model.logits(size * tokens, size * features), target
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] < 0.5
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_features_of_another_width_are_refused(encoder: ECGEncoder) -> None:
+    model = ECGClassifier.from_pretrained(encoder, labels=["a"])
+    for features in (torch.zeros(5, 3), torch.zeros(1, encoder.encoder.config.width)):
+        with pytest.raises(ConfigError, match="features must have shape"):
+            model.standardise_features_(features)
