@@ -231,8 +231,9 @@ def choose_thresholds(
 ) -> Floats:
     """Return thresholds_C that are best on the validation part, each for its label alone.
 
-    All probabilities that occur are tried; of equally good ones the highest is taken. A label that no record of the
-    part has, or all have, gets 0.5.
+    All probabilities that occur are tried; of equally good ones the highest is taken, and the threshold lies midway
+    between it and the next lower one: on a probability itself, the rounding of another machine would answer otherwise.
+    A label that no record of the part has, or all have, gets 0.5.
 
     Args:
         target_NC: 1, 0, or NaN where it is unknown.
@@ -258,7 +259,9 @@ def choose_thresholds(
             quality = weighted.g_beta(tp, fp, fn)
         else:
             quality = weighted.f_beta(tp, fp, fn, beta=weighted.BETA if by == "f_beta" else 1.0)
-        chosen[c] = scores[order][last][int(quality.argmax())]
+        steps = np.append(scores[order][last], 0.0)
+        best = int(quality.argmax())
+        chosen[c] = (steps[best] + steps[best + 1]) / 2
     return chosen
 
 

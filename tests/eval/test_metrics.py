@@ -301,7 +301,7 @@ def test_a_label_without_contrast_keeps_its_threshold_and_the_benchmark_always_a
     target = np.asarray([[1.0, 0.0], [0.0, 0.0], [np.nan, 0.0]])
     probability = np.asarray([[0.4, 0.2], [0.1, 0.3], [0.9, 0.1]])
     chosen = choose_thresholds(target, probability)
-    assert chosen.tolist() == [0.4, 0.5]
+    assert chosen.tolist() == [0.25, 0.5]  # midway between 0.4 and 0.1
     assert answers(probability, chosen).tolist() == [[True, False], [False, False], [True, False]]
     assert answers(probability, chosen, at_least_one=True).tolist() == [[True, False], [False, True], [True, False]]
 
