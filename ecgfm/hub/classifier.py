@@ -35,7 +35,18 @@ from ecgfm.hub import reference
 from ecgfm.hub.calibration import Calibration
 from ecgfm.hub.card import classifier_card, renamed
 from ecgfm.hub.encoder import CLASSIFIER, ENTRIES, FORMAT, REPOSITORY, ECGEncoder, load_weights_, to_device
-from ecgfm.hub.fetch import CONFIG, README, WEIGHTS, Fetched, FromHub, check_options, fetch, read_entries, whole
+from ecgfm.hub.fetch import (
+    CONFIG,
+    README,
+    WEIGHTS,
+    Fetched,
+    FromHub,
+    cannot_write,
+    check_options,
+    fetch,
+    read_entries,
+    whole,
+)
 from ecgfm.hub.heads import Head, HeadKind, build_head
 from ecgfm.hub.layers import layer_groups
 from ecgfm.hub.recordings import Signal
@@ -540,10 +551,10 @@ class ECGClassifier(nn.Module, PyTorchModelHubMixin):
         self.card = renamed(self._card_text(repo_id), repo_id)
         try:
             return str(super().push_to_hub(repo_id, **options))
-        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
-            raise ContractError(
-                f"{repo_id} cannot be written: {error}; log in with `hf auth login` as somebody who may"
-            ) from error
+        except LocalTokenNotFoundError as error:
+            raise ContractError(f"{repo_id} cannot be written: nobody is logged in; run `hf auth login`") from error
+        except (HfHubHTTPError, HFValidationError) as error:
+            raise cannot_write(repo_id, error) from error
         finally:
             self.card = before
 

@@ -35,7 +35,7 @@ from ecgfm.hub.fetch import CONFIG as CONFIG
 from ecgfm.hub.fetch import README as README
 from ecgfm.hub.fetch import REPOSITORY as REPOSITORY
 from ecgfm.hub.fetch import WEIGHTS as WEIGHTS
-from ecgfm.hub.fetch import fetch, read_entries, whole
+from ecgfm.hub.fetch import cannot_write, fetch, read_entries, whole
 from ecgfm.hub.preprocessor import ECGPreprocessor
 from ecgfm.hub.recordings import Signal, check_leads, recordings, to_contract, windows
 from ecgfm.hub.reference import REFERENCE, SelfTest, evaluating
@@ -327,10 +327,10 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
         self.card = renamed(self._card_text(repo_id), repo_id)
         try:
             return str(super().push_to_hub(repo_id, **options))
-        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
-            raise ContractError(
-                f"{repo_id} cannot be written: {error}; log in with `hf auth login` as somebody who may"
-            ) from error
+        except LocalTokenNotFoundError as error:
+            raise ContractError(f"{repo_id} cannot be written: nobody is logged in; run `hf auth login`") from error
+        except (HfHubHTTPError, HFValidationError) as error:
+            raise cannot_write(repo_id, error) from error
         finally:
             self.card = before
 

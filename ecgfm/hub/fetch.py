@@ -169,3 +169,11 @@ def _download(repo_id: str, name: str, how: FromHub | dict[str, Any]) -> Path:
         ) from error
     check_digest(path, repo_id)
     return path
+
+
+def cannot_write(repo_id: str, error: Exception) -> ContractError:
+    """Return what to say of an upload that the Hub, or the way to it, did not let through."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    refused = status is not None and status < 500
+    fix = "log in with `hf auth login` as somebody who may" if refused else "try again: what was uploaded is kept"
+    return ContractError(f"{repo_id} cannot be written: {error}; {fix}")

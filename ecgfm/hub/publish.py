@@ -26,7 +26,7 @@ from ecgfm.hub.card import renamed, with_fine_tuning, with_results
 from ecgfm.hub.classifier import ECGClassifier
 from ecgfm.hub.digest import weights_sha256
 from ecgfm.hub.encoder import CLASSIFIER, REPOSITORY, ECGEncoder
-from ecgfm.hub.fetch import CONFIG, NETWORK, README, WEIGHTS
+from ecgfm.hub.fetch import CONFIG, NETWORK, README, WEIGHTS, cannot_write
 from ecgfm.hub.reference import REFERENCE
 from ecgfm.hub.results import Result
 
@@ -160,10 +160,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False, branch: str | Non
     except LocalTokenNotFoundError as error:
         raise ContractError(f"{repo_id} cannot be written: nobody is logged in; run `hf auth login`") from error
     except NETWORK as error:
-        raise ContractError(
-            f"{repo_id} cannot be written: {error}; log in with `hf auth login` as somebody who may, or try again: "
-            "what was uploaded is kept"
-        ) from error
+        raise cannot_write(repo_id, error) from error
     except ValueError as error:
         raise ContractError(f"{repo_id}: the Hub refuses the card: {error}; mend {README} or --licence") from error
     return str(done.oid), str(done.commit_url)
