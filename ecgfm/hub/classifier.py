@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any, Literal, Self, Unpack, get_args
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -33,15 +31,14 @@ from ecgfm import __version__, config
 from ecgfm.errors import ConfigError, ContractError
 from ecgfm.hub import reference
 from ecgfm.hub.calibration import Calibration
-from ecgfm.hub.card import classifier_card, renamed
-from ecgfm.hub.encoder import CLASSIFIER, ENTRIES, FORMAT, REPOSITORY, ECGEncoder, load_weights_, to_device
+from ecgfm.hub.card import classifier_card
+from ecgfm.hub.encoder import CLASSIFIER, ENTRIES, FORMAT, ECGEncoder, load_weights_, to_device
 from ecgfm.hub.fetch import (
     CONFIG,
     README,
     WEIGHTS,
     Fetched,
     FromHub,
-    cannot_write,
     check_options,
     fetch,
     read_entries,
@@ -49,8 +46,9 @@ from ecgfm.hub.fetch import (
 )
 from ecgfm.hub.heads import Head, HeadKind, build_head
 from ecgfm.hub.layers import layer_groups
+from ecgfm.hub.model import HubModel
 from ecgfm.hub.recordings import Signal
-from ecgfm.hub.reference import REFERENCE, SelfTest, evaluating
+from ecgfm.hub.reference import REFERENCE, evaluating
 from ecgfm.rng import derive
 
 Kind = Literal["multilabel", "multiclass", "regression"]
@@ -111,7 +109,7 @@ class ClassifierSettings:
             )
 
 
-class ECGClassifier(nn.Module, PyTorchModelHubMixin):
+class ECGClassifier(HubModel):
     """An encoder and a head.
 
     Args:
@@ -129,12 +127,6 @@ class ECGClassifier(nn.Module, PyTorchModelHubMixin):
     """As they were when it was built; what may change later are the attributes below."""
     calibration: Calibration | None
     """From logits to probabilities; None is sigmoid or softmax."""
-    card: str | None
-    """Text of the model card; None writes one from the settings."""
-    revision: str | None
-    """Commit on the Hub that it was loaded from; None of a folder."""
-    reference: dict[str, Tensor] | None
-    """What `self_test` compares with."""
 
     def __init__(self, encoder: ECGEncoder, settings: ClassifierSettings, *, seed: int = 0) -> None:
         super().__init__()
@@ -157,9 +149,6 @@ class ECGClassifier(nn.Module, PyTorchModelHubMixin):
         self.window_s = settings.window_s
         self.stride_s = settings.stride_s
         self.thresholds = settings.thresholds
-        self.card = None
-        self.revision = None
-        self.reference = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -523,40 +512,11 @@ class ECGClassifier(nn.Module, PyTorchModelHubMixin):
             for row in probability_RC.tolist()
         ]
 
-    def self_test(self) -> SelfTest:
-        """Compare features and logits of the recordings beside the weights with those that were saved.
-
-        Raises:
-            ContractError: There is nothing to compare with, or it is not the same.
-        """
-        if self.reference is None:
-            raise ContractError(f"there is no {REFERENCE} beside the weights; save_pretrained writes one")
-        return reference.compare(self, self.reference, self._reference_outputs(self.reference))
-
     def _reference_outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
             "features_RD": self.encoder.embed_reference(tensors),
             "logits_RC": self.predict_logits(tensors[reference.RECORDINGS], **reference.HOW),
         }
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the four files. See huggingface_hub's mixin for the options.
-
-        Raises:
-            ContractError: The Hub refuses the name or the token.
-        """
-        if not REPOSITORY.fullmatch(repo_id):
-            raise ContractError(f"{repo_id!r} is not a name on the Hub; give owner/name")
-        before = self.card
-        self.card = renamed(self._card_text(repo_id), repo_id)
-        try:
-            return str(super().push_to_hub(repo_id, **options))
-        except LocalTokenNotFoundError as error:
-            raise ContractError(f"{repo_id} cannot be written: nobody is logged in; run `hf auth login`") from error
-        except (HfHubHTTPError, HFValidationError) as error:
-            raise cannot_write(repo_id, error) from error
-        finally:
-            self.card = before
 
     def now(self) -> ClassifierSettings:
         """Return the settings with what was changed since: aggregation, windows, thresholds, calibration."""
