@@ -1,10 +1,10 @@
-"""The whole way once: recordings, shards, pretraining, an encoder that somebody loads, a probe, pictures.
+"""The whole way once: recordings, shards, pretraining, an encoder, a probe, a classifier, a report, the Hub.
 
     python tools/demo.py                                       (or: make demo)
     python tools/demo.py --database ludb --data FOLDER         (or: make demo DATABASE=ludb DATA=FOLDER)
 
 Runs the same commands that you would type, prints each, and kills the training once to show that it goes
-on where it was. Without --data it makes synthetic recordings.
+on where it was. What is published goes to a small Hub on this machine. Without --data it makes synthetic recordings.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RANKS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Convert, check, pretrain, kill and resume, export, load, probe, draw."""
+    """Convert, check, pretrain, kill and resume, export, load, probe, draw, fine-tune, report, publish, load again."""
 
     database: str = "synthetic"
     """Which database `data` is; synthetic makes its own."""
@@ -62,11 +62,13 @@ class Stages:
         self.rows: list[tuple[str, str, str, float]] = []
         self.began = time.perf_counter()
 
-    def run(self, name: str, command: list[str], made: Path | str, note: str = "") -> None:
-        """Run a command to its end."""
+    def run(
+        self, name: str, command: list[str], made: Path | str, note: str = "", more: dict[str, str] | None = None
+    ) -> None:
+        """Run a command to its end, with more variables in its environment."""
         start = time.perf_counter()
         self.show(name, command)
-        if subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode:
+        if subprocess.run(command, cwd=ROOT, env=environment() | (more or {}), check=False).returncode:
             raise ConfigError(f"the demo ends here: {shlex.join(command)} failed, see above")
         self.done(name, made, note, time.perf_counter() - start)
 
@@ -128,6 +130,12 @@ def main() -> None:
     values = [first[which]["value"] for which in ("pretrained", "untrained")]
     stages.result(f"{first['label']}: AUROC {values[0]:.3f}, untrained {values[1]:.3f}")
     draw(stages, out, shards, run, encoder, label[0])
+    fine_tune(stages, out, shards, encoder, label)
+    if settings.data is None:
+        predictions = out / "predictions.csv"
+        command = [python, "-m", "ecgfm", "predict", str(source), "--classifier", str(out / "finetuned" / "classifier")]
+        stages.run("predict", [*command, "--out", str(predictions)], predictions, "probabilities of WFDB files")
+    publish(stages, out, shards)
     stages.console.print(stages.table())
 
 
@@ -140,6 +148,20 @@ time = np.arange(257 * 12) / 257
 signal = np.stack([800 * np.exp(-((time % 0.8 - 0.3) / 0.02) ** 2) * (k - 3) for k in range(8)])
 features = encoder.embed(signal, rate_hz=257, leads=leads, unit="uV")
 print("features", tuple(features.shape), "finite", bool(torch.isfinite(features).all()))
+"""
+
+LOAD_BY_NAME = """
+import sys
+from pathlib import Path
+from ecgfm import ECGClassifier
+from ecgfm.leads import LEADS
+from ecgfm.shards.reader import Shards
+classifier = ECGClassifier.from_pretrained(sys.argv[1])
+classifier.self_test()
+sample = Shards([Path(sys.argv[2])]).sample(0)
+probability = classifier.predict_proba(sample.signal_LT, rate_hz=sample.rate_hz, leads=LEADS, unit="mV")
+for label, value in zip(classifier.labels, probability[0].tolist(), strict=True):
+    print(f"{sample.record}: {label} {value:.3f}")
 """
 
 
@@ -171,6 +193,36 @@ def pretrain(stages: Stages, settings: Demo, shards: Path, run: Path) -> None:
     stages.run("resume", launch(launcher, words), run)
     metrics = read_metrics(run)
     stages.result(f"loss {metrics[0]['loss']:.3f} -> {metrics[-1]['loss']:.3f}")
+
+
+def fine_tune(stages: Stages, out: Path, shards: Path, encoder: Path, labels: list[str]) -> None:
+    """Fine-tune a classifier, and its control from random weights; write a report of both."""
+    python, runs = sys.executable, {"pretrained": out / "finetuned", "untrained": out / "finetuned-untrained"}
+    task = ["--task", "labels", "--task.labels", *labels, "--calibration", "platt"]
+    steps = ["--batch-size", "32", "--frozen.steps", "300", "--full.steps", "60", "--full.warmup-steps", "10"]
+    for init, folder in runs.items():
+        command = [python, "recipes/finetune.py", "--encoder", str(encoder), "--shards", str(shards), *task, *steps]
+        stages.run(f"fine-tune {init}", [*command, "--init", init, "--out", str(folder)], folder)
+        score = json.loads((folder / "result.json").read_text())["scores"]["test"]["macro"]["auc"]
+        stages.result(f"test AUROC {score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})")
+    page = out / "report.html"
+    report = [python, "tools/report.py", *map(str, runs.values()), "--out", str(page)]
+    stages.run("report", [*report, "--names", *runs], page, "opens in any browser, offline")
+
+
+def publish(stages: Stages, out: Path, shards: Path) -> None:
+    """Publish the classifier on a Hub that lives in this machine's memory, and load it by name in a fresh process."""
+    name, python = "alice/ecg-demo", sys.executable
+    server = [python, "-m", "tests.hub.hub_server", str(out / "hub-cache")]
+    with subprocess.Popen(server, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as hub:
+        assert hub.stdin and hub.stdout
+        variables = json.loads(hub.stdout.readline())
+        command = [python, "tools/publish.py", str(out / "finetuned"), name]
+        command += ["--untrained", str(out / "finetuned-untrained")]
+        stages.run("publish", command, variables["HF_ENDPOINT"], f"{name}, read back bit for bit", variables)
+        load = [python, "-c", LOAD_BY_NAME, name, str(shards)]
+        stages.run("load by name", load, "a fresh process", "the same classifier from the Hub", variables)
+        hub.stdin.close()
 
 
 def launch(launcher: str, words: list[str]) -> list[str]:

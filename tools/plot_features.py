@@ -1,6 +1,7 @@
-"""Draw the features of shards: two principal components, coloured by label.
+"""Draw the features of shards in the plane, coloured by label: two principal components, or UMAP.
 
     python tools/plot_features.py ENCODER SHARDS --label "ludb:Rhythm" --out features.png
+    python tools/plot_features.py ... --layout umap            # needs umap-learn
 
 --label is a scheme, or a scheme and how its codes begin; a record with several such codes is shown under
 all of them together.
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from ecgfm import config
 from ecgfm.errors import ConfigError
+from ecgfm.eval.curve_plots import Layout, layout, require_layout
 from ecgfm.eval.labels import Labelled, read_labels
 from ecgfm.eval.plots import plot_features, save
 from ecgfm.eval.probe import embed_shards
@@ -36,6 +38,10 @@ class PlotFeatures:
     """SCHEME, or SCHEME:BEGINNING of its codes."""
     out: Path
     """Picture to write; the ending says which kind, such as .png or .pdf."""
+    layout: Layout = "pca"
+    """Principal components, or umap, whose axes and distances between groups mean nothing."""
+    seed: int = 0
+    """Of UMAP."""
     device: str = "cpu"
     """Where the encoder runs, such as cuda."""
 
@@ -43,12 +49,14 @@ class PlotFeatures:
 def main() -> None:
     """Embed every record and draw it."""
     settings = tyro.cli(PlotFeatures, description=__doc__)
+    require_layout(settings.layout)
     shards = Shards(settings.shards)
     colors = _labels(read_labels(shards), settings.label)
     encoder = ECGEncoder.from_pretrained(settings.encoder, map_location=settings.device)
     with RecordBar("features", Console(), keep=False) as bar:
         features = embed_shards(encoder, shards, bar.update)
-    save(plot_features(features, colors), settings.out)
+    place_N2, axis_names = layout(features, settings.layout, seed=settings.seed)
+    save(plot_features(place_N2, colors, axis_names), settings.out)
     print(settings.out)
 
 

@@ -71,8 +71,7 @@ def main() -> None:
         weight_name=f"{map_.title}, low to high",
     )
     save(figure, settings.out, dpi=settings.dpi)
-    shared = "" if map_.leads_apart else ", shared by all leads"
-    print(f"{settings.out}: {map_.title}, one value for each {map_.step_s * 1000:.3g} ms{shared}")
+    print(f"{settings.out}: {map_.title}, {map_.words}")
 
 
 def _load(settings: PlotSaliency) -> ECGClassifier | ECGEncoder:

@@ -57,8 +57,13 @@ class Publish:
     def __post_init__(self) -> None:
         if self.out is not None and self.out.exists():
             raise ConfigError(f"--out {self.out} exists; give a folder that does not")
-        if (self.untrained or self.supervised) and not self.results and not (self.source / FINETUNE).is_file():
+        if (self.untrained or self.supervised) and not self.results and not self.fine_tuning():
             raise ConfigError("--untrained and --supervised are controls of --results, which is missing")
+
+    def fine_tuning(self) -> Path | None:
+        """Return result.json of the fine-tuning whose folder, or whose classifier, `source` is."""
+        folder = self.source.resolve().parent if self.source.resolve().name == CLASSIFIER else self.source
+        return folder / FINETUNE if (folder / FINETUNE).is_file() else None
 
 
 def main() -> None:
@@ -68,7 +73,14 @@ def main() -> None:
         scratch = Path(temporary)
         folder = _folder(settings, scratch / "export")
         ready = scratch / "upload"
-        prepare(folder, ready, settings.repo_id, results=_results(settings), licence=settings.licence)
+        prepare(
+            folder,
+            ready,
+            settings.repo_id,
+            results=_results(settings),
+            licence=settings.licence,
+            fine_tuning=settings.fine_tuning(),
+        )
         if settings.out:
             shutil.copytree(ready, settings.out)
         for name in FILES:
@@ -96,8 +108,9 @@ def _folder(settings: Publish, out: Path) -> Path:
 
 def _results(settings: Publish) -> list[Result]:
     """Return what was measured, with its controls."""
-    own = (settings.source,) if (settings.source / FINETUNE).is_file() else ()
-    results = [result for path in (*own, *settings.results) for result in read_results(path)]
+    own = settings.fine_tuning()
+    paths = (own, *settings.results) if own and own.parent not in settings.results else settings.results
+    results = [result for path in paths for result in read_results(path)]
     controls = {
         name: [result for path in paths for result in read_results(path)]
         for name, paths in ((UNTRAINED, settings.untrained), (SUPERVISED, settings.supervised))

@@ -1,7 +1,9 @@
 """Use published models of the 12-lead electrocardiogram on files.
 
 ecgfm embed ward3 "ward4/**/*.edf" --encoder ID --out features.parquet
+
 ecgfm predict e0001.npy --rate-hz 500 --leads I,II,V1,V2,V3,V4,V5,V6 --unit mV --classifier ID --out p.csv
+
 ecgfm info ID
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -20,7 +23,7 @@ from ecgfm.files.base import Axes, Told
 class OverFiles:
     """Which files, what is told of them, where to write."""
 
-    files: tyro.conf.Positional[tuple[str, ...]]
+    files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILES")]
     """Files, folders (all that is in them, at any depth) and patterns: WFDB by its header, .npy, .npz, .mat, .h5,
     .hdf5, .edf, .bdf, DICOM."""
     out: Path
@@ -90,7 +93,7 @@ class Predict(OverFiles):
 class Info:
     """What a published model is: signal contract, data, results, licence. No weights are downloaded."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ID")]
     """Folder, or owner/name on the Hub."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""

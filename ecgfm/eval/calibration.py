@@ -12,6 +12,7 @@ Shapes: N records, C classes.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ from ecgfm.hub.calibration import Calibration, Method, Outputs, log_odds, sigmoi
 
 SLOPES = (0.01, 100.0)
 """Bounds of 1 / temperature: of data that a model sorts without a fault the best slope is infinite."""
+
+FLAT = 1e-3
+"""Slope of Platt, over the largest log-odds, where the best one would turn the order of the records round."""
 
 
 def fit(
@@ -113,6 +117,11 @@ def _platt(odds: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[floa
     answer = np.repeat([1, 0], len(odds))
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, max_iter=1000)
     model.fit(twice, answer, sample_weight=np.concatenate([soft, 1 - soft]))
+    if model.coef_[0, 0] <= 0:
+        # Validated no better than chance: a falling line would turn the model's order round, and the test part's
+        # figures would be another model's. What is left is the share, and the order.
+        share = float(soft.mean())
+        return FLAT / scale, math.log(share / (1 - share))
     return float(model.coef_[0, 0]) / scale, float(model.intercept_[0])
 
 

@@ -7,6 +7,7 @@ Shapes: N records, C labels, D features.
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def plot_confusion(target_NC: Floats, probability_NC: Floats, labels: Sequence[s
     """
     counts_CC = confusion(target_NC, probability_NC)
     share_CC = counts_CC / np.maximum(counts_CC.sum(axis=1, keepdims=True), 1)
-    size = max(SIZE[0], 1.9 + 0.55 * len(labels))
+    size = max(SIZE[0], 2.2 + 0.55 * len(labels))
     figure = Figure(figsize=(size, size * 0.93), layout="constrained")
     axes = figure.subplots()
     for row in range(len(labels)):
@@ -141,7 +142,7 @@ def plot_confusion(target_NC: Floats, probability_NC: Floats, labels: Sequence[s
                 color="#ffffff" if share > 0.55 else "#000000",
                 gid="on-dark" if share > 0.55 else None,
             )
-    names = [short(label, 18) for label in labels]
+    names = [short(label, 22) for label in labels]
     axes.set_xticks(range(len(labels)), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(labels)), names)
     axes.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(labels) - 0.5, -0.5), xlabel="answer", ylabel="truth")
@@ -248,10 +249,9 @@ def layout(features_ND: NDArray[np.floating], how: Layout = "pca", *, seed: int 
         words = ("first", "second")
         names = tuple(f"{word} component, {part:.0%} of the variance" for word, part in zip(words, share))
         return left[:, :2] * singular[:2], (names[0], names[-1])
-    try:
-        import umap  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    except ImportError as error:
-        raise ConfigError("UMAP needs umap-learn: pip install umap-learn, or use pca") from error
+    require_layout(how)
+    import umap  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
     spread = features.std(axis=0)
     reducer = umap.UMAP(
         n_neighbors=min(15, len(features) - 1), random_state=derive(seed, "umap") % 2**32, n_jobs=1, init="pca"
@@ -260,6 +260,16 @@ def layout(features_ND: NDArray[np.floating], how: Layout = "pca", *, seed: int 
         "UMAP 1 (no unit)",
         "UMAP 2 (no unit)",
     )
+
+
+def require_layout(how: Layout) -> None:
+    """Refuse a layout that cannot be made here, before work is done for it.
+
+    Raises:
+        ConfigError: umap-learn is not installed.
+    """
+    if how == "umap" and importlib.util.find_spec("umap") is None:
+        raise ConfigError("--layout umap needs umap-learn: pip install umap-learn, or use --layout pca")
 
 
 def shown(curves: Sequence[Curve]) -> list[Curve]:

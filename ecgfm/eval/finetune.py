@@ -178,9 +178,10 @@ def _check_known(bench: Bench) -> None:
 def _table(settings: Finetune, result: dict[str, Any]) -> Table:
     test = result["scores"][TEST]
     selected = result["selected"]
+    how = "best validation" if settings.keep == "last" and settings.head != "knn" else "chosen on validation"
     table = Table(
         title=f"{result['task']['title']}: {test['records']:,} test records of {test['patients']:,} patients",
-        caption=f"95 % intervals by patient; chosen on validation: {selected['by']} {selected['value']:.4f}",
+        caption=f"95 % intervals by patient; {how}: {selected['by']} {selected['value']:.4f}",
         title_justify="left",
     )
     table.add_column("test")

@@ -5,12 +5,14 @@ Shapes: N records, C labels.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from rich.console import Console
@@ -57,8 +59,15 @@ class Bench:
         return self.examples.target_NC
 
     def crop_samples(self, settings: Finetune) -> int:
-        """Return the samples of a crop."""
+        """Return the samples of a crop.
+
+        Raises:
+            ConfigError: It is shorter than a patch.
+        """
         make = self.encoder.preprocessor
+        if settings.crop_s is not None and make.samples(settings.crop_s) < make.patch_samples:
+            least = make.patch_samples / make.contract.rate_hz
+            raise ConfigError(f"--crop-s {settings.crop_s:g} is shorter than the encoder's least window, {least:g} s")
         return make.window_samples(None if settings.crop_s is None else make.samples(settings.crop_s))
 
     def stride_samples(self, settings: Finetune) -> int | None:
@@ -91,8 +100,14 @@ def make_bench(settings: Finetune) -> Bench:
         ShardError: The shards cannot be read.
     """
     precision = "bf16" if settings.precision == "bfloat16" else "no"
-    accelerator = Accelerator(mixed_precision=precision)
+    # Without a GPU accelerate takes each process for the only one, unless it is told of the CPU.
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
     world = accelerator.num_processes
+    if world != int(os.environ.get("WORLD_SIZE", "1")):
+        raise ConfigError(
+            f"the launcher started {os.environ['WORLD_SIZE']} processes, and accelerate sees {world}: is "
+            "ACCELERATE_USE_CPU set, or LOCAL_RANK missing?"
+        )
     if settings.batch_size % world:
         raise ConfigError(f"--batch-size {settings.batch_size} is no multiple of the {world} processes")
     console = Console(quiet=not accelerator.is_main_process)

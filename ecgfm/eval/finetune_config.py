@@ -54,8 +54,8 @@ class Phase:
     warmup_steps: int = 0
     """Steps of a linear rise to lr, of constant and cosine."""
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
-    """What the rate does after the rise. one-cycle (Smith 2018): up by a cosine from lr / 25 within the first quarter,
-    down to lr / 100,000, while AdamW's first beta goes from 0.95 to 0.85 and back."""
+    """What the rate does after the rise. one-cycle (Smith 2018, as in fastai 1): up by a cosine from lr / 25 within the
+    first 30 %, down to lr / 250,000, while AdamW's first beta goes from 0.95 to 0.85 and back."""
     weight_decay: float = 0.0
     """AdamW's, of matrices and convolutions alone; with 0 it is Adam."""
     second_beta: float = 0.999
@@ -69,7 +69,10 @@ class Phase:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
-            raise ConfigError(f"a phase has either steps or epochs, got steps {self.steps} and epochs {self.epochs}")
+            raise ConfigError(
+                f"a phase has either steps or epochs, got steps {self.steps} and epochs {self.epochs}; set the other "
+                "to None, such as --full.steps None --full.epochs 10"
+            )
         if (self.steps is not None and self.steps < 1) or (self.epochs is not None and not 0 < self.epochs < math.inf):
             raise ConfigError(f"a phase needs at least one step, got steps {self.steps}, epochs {self.epochs}")
         if not 0 < self.lr < math.inf or not 0 <= self.final_lr <= self.lr or not 0 < self.first_layer_share <= 1:
@@ -95,7 +98,7 @@ class Phase:
             up = int(steps * ONE_CYCLE_UP)
             if step < up:
                 return cosine(step, up, self.lr / 25, self.lr)
-            return cosine(step - up, steps - up, self.lr, self.lr / 1e5)
+            return cosine(step - up, steps - up, self.lr, self.lr / 250_000)
         if self.schedule == "cosine":
             return warmup_cosine(step, steps, self.warmup_steps, 0.0, self.lr, self.final_lr)
         return linear(step, self.warmup_steps, 0.0, self.lr) if step < self.warmup_steps else self.lr
@@ -108,7 +111,7 @@ class Phase:
         return cosine(step, up, 0.95, 0.85) if step < up else cosine(step - up, steps - up, 0.85, 0.95)
 
 
-ONE_CYCLE_UP = 0.25
+ONE_CYCLE_UP = 0.3
 """Share of a one-cycle phase in which the rate rises."""
 
 
@@ -198,7 +201,8 @@ class Finetune:
     stride_s: float | None = None
     """Seconds from one window to the next at prediction; by default as few windows as cover the record."""
     aggregate: Literal["mean", "max"] = "mean"
-    """What of the logits of a record's windows is the record's."""
+    """What of the logits of a record's windows is the record's, label by label. Of independent labels the largest logit
+    has the largest probability."""
     batch_size: int = 64
     """Crops of an optimizer step, over all processes."""
     clip_norm: float | None = 1.0

@@ -111,6 +111,11 @@ class Training:
         self._stages = stages(settings, self.classifier.num_groups(settings.groups))
         self.selects_by = settings.select or ("mae" if self.classifier.kind == "regression" else "auc")
         """Figure of the validation part that decides which weights are best."""
+        # Before the time is spent: a figure that this kind of task does not have cannot select.
+        target_MC = bench.target_NC[bench.places[VALIDATION]]
+        validation_figures(
+            self.classifier, np.zeros(target_MC.shape), target_MC, bench.examples.labels, self.selects_by
+        )
         std = self.classifier.settings.target_std
         self._scale_C = None if std is None else torch.tensor(std, device=self._accelerator.device)
 
@@ -206,7 +211,10 @@ class Training:
             self._state = replace(self._state, since=self._state.step)
         stopped = False
         first, last = self._state.step, self._state.step - self._state.phase_step + steps
-        worker.encode_training(self._crops, last - first)
+        # Of the whole phase: a run that goes on must do as before, or its bits may differ.
+        worker.encode_training(self._crops, steps)
+        if stage.groups == 1 and self._state.phase_step == 0:
+            self.classifier.standardise_features_(worker.training_features(self._crops))
         for step, place_B, signal_BLT in ahead(self._make_batch(worker), first, last):
             rate = self._set_rates(optimizer, stage.phase, self._state.phase_step, steps)
             figures_now = self._step(network, optimizer, worker, step, place_B, signal_BLT)

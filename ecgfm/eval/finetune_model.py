@@ -36,8 +36,8 @@ class Network(nn.Module):
     def encode(self, signal_BLT: Tensor) -> tuple[Tensor, Tensor]:
         """Return tokens_BND and features_BD of millivolt."""
         encoder = self.classifier.encoder
-        tokens_BND = encoder(self.changed(encoder.normalise(signal_BLT)))
-        return tokens_BND, encoder.encoder.pool(tokens_BND)
+        both: tuple[Tensor, Tensor] = encoder.encoder.encode(self.changed(encoder.normalise(signal_BLT)))
+        return both
 
     def changed(self, signal_BLT: Tensor) -> Tensor:
         """Return what the encoder is given in place of a normalised signal."""

@@ -24,6 +24,8 @@ from ecgfm.hub.classifier import ECGClassifier
 
 NEEDS_TOKENS = ("attentive", "concat")
 """Heads that read more of an encoder's output than its features."""
+FEATURES = 1024
+"""Crops whose features tell a head what to expect, where not all are known."""
 
 
 class Worker:
@@ -65,6 +67,16 @@ class Worker:
             features.append(pair[1])
         self._place = {place: row for row, place in enumerate(place_N.tolist())}
         self._training = torch.cat(tokens), torch.cat(features)
+
+    def training_features(self, training: Crops) -> Tensor:
+        """Return features_MD of the training records, or of the first thousand or so crops of them."""
+        if self._training is not None:
+            return self._training[1]
+        found = []
+        for step in range(-(-min(len(training), FEATURES) // self._settings.batch_size)):
+            place_B, start_B = training.step(step)
+            found.append(self._encode(crops(self._bench.signals, place_B, start_B, training.crop))[1])
+        return torch.cat(found)
 
     def encoded(self, place_B: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return tokens_BND (N may be 0) and features_BD of training records."""

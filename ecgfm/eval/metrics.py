@@ -99,10 +99,10 @@ def evaluate(
     macro, per_class = {}, {}
     for name, draws_R in found.whole.items():
         if not np.isnan(draws_R[0]):
-            macro[name] = interval(float(draws_R[0]), draws_R)
+            macro[name] = _interval(name, draws_R)
     for name, draws_RC in found.by_class.items():
         each = {label: draws_RC[:, c] for c, label in enumerate(labels) if not np.isnan(draws_RC[0, c])}
-        per_class[name] = {label: interval(float(draws_R[0]), draws_R) for label, draws_R in each.items()}
+        per_class[name] = {label: _interval(name, draws_R) for label, draws_R in each.items()}
     missing = () if kind == "regression" else tuple(label for label in labels if label not in per_class["auc"])
     positive_C = (~np.isnan(target)).sum(axis=0) if kind == "regression" else (target == 1).sum(axis=0)
     return Scores(
@@ -129,6 +129,18 @@ class Figures:
     """figure_R by name."""
     by_class: dict[str, Floats]
     """figure_RC by name."""
+
+
+def _interval(name: str, draws_R: NDArray[np.float64]) -> Interval:
+    """Return a figure, which the first draw is, with its interval.
+
+    The calibration error adds up distances without their sign, and a resample's are larger than the sample's by the
+    noise of drawing once more: its draws are shifted to where their median is the value (bias-corrected percentiles).
+    """
+    value = float(draws_R[0])
+    if name == "ece":
+        draws_R = np.maximum(draws_R - (np.nanmedian(draws_R) - value), 0.0)
+    return interval(value, draws_R)
 
 
 def figures(
@@ -219,8 +231,9 @@ def choose_thresholds(
 ) -> Floats:
     """Return thresholds_C that are best on the validation part, each for its label alone.
 
-    All probabilities that occur are tried; of equally good ones the highest is taken. A label that no record of the
-    part has, or all have, gets 0.5.
+    All probabilities that occur are tried; of equally good ones the highest is taken, and the threshold lies midway
+    between it and the next lower one: on a probability itself, the rounding of another machine would answer otherwise.
+    A label that no record of the part has, or all have, gets 0.5.
 
     Args:
         target_NC: 1, 0, or NaN where it is unknown.
@@ -246,7 +259,9 @@ def choose_thresholds(
             quality = weighted.g_beta(tp, fp, fn)
         else:
             quality = weighted.f_beta(tp, fp, fn, beta=weighted.BETA if by == "f_beta" else 1.0)
-        chosen[c] = scores[order][last][int(quality.argmax())]
+        steps = np.append(scores[order][last], 0.0)
+        best = int(quality.argmax())
+        chosen[c] = (steps[best] + steps[best + 1]) / 2
     return chosen
 
 

@@ -47,29 +47,23 @@ def plot_pages(
     return figure
 
 
-def plot_features(features_ND: NDArray[np.floating], labels: Sequence[str]) -> Figure:
-    """Return the first two principal components of features, coloured by label.
+def plot_features(place_N2: NDArray[np.floating], labels: Sequence[str], axis_names: tuple[str, str]) -> Figure:
+    """Return records at their places in the plane (of `curve_plots.layout`), coloured by label.
 
     The most frequent labels get a colour each; the others are grey.
 
     Raises:
-        ConfigError: There are fewer than three records, or not one label for each.
+        ConfigError: There is not one label for each record.
     """
-    if len(features_ND) < 3 or len(labels) != len(features_ND):
-        raise ConfigError(
-            f"{len(features_ND)} records with {len(labels)} labels; needs 3 or more, and a label for each"
-        )
-    centred = np.asarray(features_ND, dtype=np.float64) - np.mean(features_ND, axis=0, dtype=np.float64)
-    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
-    place = left[:, :2] * singular[:2]
-    explained = singular[:2] ** 2 / np.maximum((singular**2).sum(), 1e-300)
+    if len(labels) != len(place_N2):
+        raise ConfigError(f"{len(place_N2)} records with {len(labels)} labels; needs a label for each")
     shown = [label for label, _ in Counter(labels).most_common(len(COLORS) - 1)]
     names = np.asarray([label if label in shown else "other" for label in labels])
     figure = Figure(figsize=(9.5, 6), layout="constrained")
     axes = figure.subplots()
     order = (["other"] if "other" in names else []) + shown  # grey first, below the others
     for label in order:
-        chosen = place[names == label]
+        chosen = place_N2[names == label]
         color = GREY if label == "other" and label not in shown else COLORS[shown.index(label)]
         axes.scatter(
             chosen[:, 0],
@@ -80,8 +74,8 @@ def plot_features(features_ND: NDArray[np.floating], labels: Sequence[str]) -> F
             linewidth=0,
             label=f"{_short(label, 44)} ({len(chosen):,})",
         )
-    axes.set_xlabel(f"first component, {explained[0]:.0%} of the variance")
-    axes.set_ylabel(f"second component, {explained[1]:.0%} of the variance")
+    axes.set_xlabel(axis_names[0])
+    axes.set_ylabel(axis_names[1])
     axes.set_title(f"Features of {len(labels):,} records", loc="left", fontsize=12, weight="bold")
     handles, texts = axes.get_legend_handles_labels()
     turned = slice(1, None) if order[0] == "other" else slice(None)

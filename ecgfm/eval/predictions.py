@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,9 +111,10 @@ def read_predictions(folder: Path) -> Predictions:
     if not path.is_file():
         raise ConfigError(f"{folder} holds no {PREDICTIONS}: give the --out of recipes/finetune.py or recipes/probe.py")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # As a file: of a path that holds no zip, numpy would take a lone array too.
+        with path.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path} cannot be read: {error}; evaluate again") from error
     missing = [name for name in NEEDED if name not in arrays]
     if missing:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ecgfm import __version__
 from ecgfm.errors import ConfigError
 from ecgfm.eval.bootstrap import DRAWS, Interval
-from ecgfm.eval.curve_plots import Layout
+from ecgfm.eval.curve_plots import Layout, require_layout
 from ecgfm.eval.metrics import LOWER_IS_BETTER, evaluate
 from ecgfm.eval.paired import Difference, compare
 from ecgfm.eval.predictions import PREDICTIONS, Predictions, read_predictions
@@ -45,7 +45,7 @@ class Options:
     """What goes into a report."""
 
     title: str = ""
-    """Of the page; the task's name by default."""
+    """Of the page; by default that of the task, and the evaluation's name."""
     names: tuple[str, ...] = ()
     """What to call the evaluations, in their order; their folders' names by default."""
     shards: tuple[Path, ...] = ()
@@ -78,6 +78,8 @@ class Page:
     models: Sequence[Model]
     macro: Sequence[str]
     per_class: Sequence[str]
+    named: Sequence[str]
+    """All figures of both, each once."""
     curves: Sequence[Picture]
     calibration: Sequence[Picture]
     features: Sequence[Picture]
@@ -109,7 +111,9 @@ def write_report(folders: Sequence[Path], out: Path, options: Options | None = N
         ShardError: Shards are damaged.
         ContractError: The classifier cannot be loaded.
     """
-    page = make_page(folders, options or Options())
+    options = options or Options()
+    require_layout(options.layout)
+    page = make_page(folders, options)
     text = render(page)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -145,9 +149,8 @@ def make_page(folders: Sequence[Path], options: Options) -> Page:
     for other in found[1:]:
         if other.labels != first.labels or other.kind != first.kind:
             raise ConfigError(
-                f"{other.folder} answers another question than {first.folder}: {other.kind} of "
-                f"{', '.join(other.labels)} instead of {first.kind} of {', '.join(first.labels)}; one report is of one "
-                "task"
+                f"{other.folder} answers another question than {first.folder}: {_question(other)} instead of "
+                f"{_question(first)}; one report is of one task"
             )
     names = options.names or _folder_names([each.folder for each in found])
     if len(names) != len(found) or len(set(names)) != len(names):
@@ -168,15 +171,20 @@ def make_page(folders: Sequence[Path], options: Options) -> Page:
             notes.append(f"No recordings are shown: {why or f'{first.folder.name} holds no classifier.'}")
         else:
             examples, notes = draw_examples(first, Shards(shards), options.examples, options.saliency)
+    macro = [name for name in NAMES if any(name in model.scores.macro for model in models)]
+    if len(first.labels) == 1:  # it is the accuracy
+        macro = [name for name in macro if name != "exact_match"]
+    per_class = [name for name in IN_CLASS_TABLE if models[0].scores.per_class.get(name)]
     lows = [part.low for model in models for part in model.scores.per_class.get("auc", {}).values()]
     return Page(
         title=options.title or f"{_task(first)}: {names[0]}",
         version=__version__,
         day=date.today().isoformat(),
         models=models,
-        macro=[name for name in NAMES if any(name in model.scores.macro for model in models)],
-        per_class=[name for name in IN_CLASS_TABLE if models[0].scores.per_class.get(name)],
-        curves=curves(models),
+        macro=macro,
+        per_class=per_class,
+        named=[name for name in NAMES if name in (*macro, *per_class)],
+        curves=curves(models, options.seed),
         calibration=calibration(models[0], options.seed) if first.kind != "regression" else [],
         features=features(first, options.layout, options.seed),
         efficiency=efficiency(models),
@@ -281,7 +289,15 @@ def _flat(settings: Any, where: str = "") -> dict[str, str]:
     return flat
 
 
+def _question(model: Predictions) -> str:
+    """Return what is asked, with as many labels as a message bears."""
+    named = ", ".join(model.labels[:5]) + (f" and {len(model.labels) - 5} more" if len(model.labels) > 5 else "")
+    return f"{model.kind} of {named}"
+
+
 def _task(model: Predictions) -> str:
-    task = model.settings.get("task")
+    """Return the task's title, or its name where no title is known."""
+    told, task = model.result.get("task"), model.settings.get("task")
+    title = told.get("title") if isinstance(told, Mapping) else None
     name = task.get("kind") if isinstance(task, Mapping) else task
-    return str(name or "evaluation")
+    return str(title or name or "evaluation")

@@ -15,12 +15,13 @@ from typing import Literal
 import numpy as np
 from matplotlib.transforms import Bbox
 
-from ecgfm.errors import SignalError
+from ecgfm.errors import ConfigError, SignalError
 from ecgfm.eval.ecg_paper import MM_PER_INCH, PAPER_MM, plot_ecg
 from ecgfm.eval.predictions import Predictions
-from ecgfm.eval.saliency import Method, saliency
+from ecgfm.eval.saliency import Method, Saliency, saliency
 from ecgfm.hub.classifier import ECGClassifier
 from ecgfm.leads import LEADS
+from ecgfm.shards.manifest import manifest_sha256
 from ecgfm.shards.reader import Sample, Shards
 
 What = Literal["right", "false positive", "false negative", "nearest", "farthest"]
@@ -142,7 +143,7 @@ def draw_examples(
         buffer = io.BytesIO()
         # Few colours on paper: lossless WebP is a quarter of the PNG.
         figure.savefig(buffer, format="webp", dpi=DPI, bbox_inches=_paper(), pil_kwargs={"lossless": True, "method": 4})
-        heading, caption = _words(model, chosen, sample, step_s=map_.step_s, leads_apart=map_.leads_apart)
+        heading, caption = _words(model, chosen, sample, map_)
         data = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
         examples.append(Example(heading=heading, caption=caption, data=data))
     return examples, notes
@@ -155,7 +156,7 @@ def _paper() -> Bbox:
     return Bbox(corners)
 
 
-def _words(model: Predictions, chosen: Chosen, sample: Sample, *, step_s: float, leads_apart: bool) -> tuple[str, str]:
+def _words(model: Predictions, chosen: Chosen, sample: Sample, map_: Saliency) -> tuple[str, str]:
     label = model.labels[chosen.column]
     value = model.probability_NC[chosen.row, chosen.column]
     truth = model.target_NC[chosen.row]
@@ -170,9 +171,8 @@ def _words(model: Predictions, chosen: Chosen, sample: Sample, *, step_s: float,
         names = [name for name, there in zip(model.labels, truth, strict=True) if there == 1]
         said = f"true: {', '.join(names) or 'none of the labels'}"
     person = ", ".join(filter(None, [f"{sample.age:g} years" if sample.age is not None else "", sample.sex or ""]))
-    how = f"one value for each {step_s * 1000:.3g} ms" + ("" if leads_apart else ", shared by all leads")
     flags = f"flags: {', '.join(sample.flags)}" if sample.flags else ""
-    parts = [f"{sample.database} {sample.record}", person, said, flags, f"map: {how}"]
+    parts = [f"{sample.database} {sample.record}", person, said, flags, f"map: {map_.words}"]
     return heading, "; ".join(filter(None, parts)) + "."
 
 
@@ -182,6 +182,9 @@ def shards_of(model: Predictions, given: Sequence[Path]) -> tuple[list[Path], st
     Args:
         model: Its settings name them.
         given: Folders that go before those.
+
+    Raises:
+        ConfigError: The given folders are not those that were evaluated.
     """
     named = model.settings.get("shards", ())
     folders = list(given) or [Path(folder) for folder in named if isinstance(folder, str)]
@@ -190,4 +193,12 @@ def shards_of(model: Predictions, given: Sequence[Path]) -> tuple[list[Path], st
     missing = [str(folder) for folder in folders if not (folder / "manifest.json").is_file()]
     if missing:
         return [], f"there are no shards at {', '.join(missing)}; --shards takes their folders."
+    said = model.result.get("shards")
+    wanted = [each.get("manifest_sha256") for each in said] if isinstance(said, list) else []
+    # Records are numbers: in other shards they would name other recordings.
+    if wanted and wanted != [manifest_sha256(folder) for folder in folders]:
+        listed = ", ".join(map(str, folders))
+        if given:
+            raise ConfigError(f"--shards {listed} are not those that were evaluated, in their order: give those")
+        return [], f"the shards at {listed} have changed since the evaluation; --shards takes those of then."
     return folders, ""

@@ -18,6 +18,7 @@ from ecgfm.eval.inline_svg import inline_svg
 from ecgfm.eval.metrics import Scores
 from ecgfm.eval.paired import Difference
 from ecgfm.eval.predictions import Predictions
+from ecgfm.rng import generator
 
 NAMES = {
     "auc": ("AUC", "area under the ROC curve, mean over labels; 0.5 is chance"),
@@ -45,6 +46,8 @@ NAMES = {
     "pearson": ("Pearson r", "correlation of predicted and true values"),
 }
 MOST_RELIABILITY = 6
+MOST_DOTS = 3000
+"""Of a figure: each is an element of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,27 +76,30 @@ def _curve(model: Predictions, column: int, probability_NC: NDArray[np.float64],
     )
 
 
-def curves(models: Sequence[Model]) -> list[Picture]:
+def curves(models: Sequence[Model], seed: int) -> list[Picture]:
     """Return ROC, precision and recall, the most frequent label of all models, confusion; or predicted over true."""
     first = models[0].predictions
     rows = first.rows("test")
     if first.kind == "regression":
+        drawn = _some(len(rows), "dots of predictions", seed)
+        some = "" if len(drawn) == len(rows) else f"; {len(drawn):,} of {len(rows):,} records, drawn by chance"
+        rows = rows[drawn]
         return [
             Picture(
                 svg=inline_svg(
                     curve_plots.plot_scatter(first.target_NC[rows, c], first.probability_NC[rows, c], label),
                     f"Predicted over true: {label}",
                 ),
-                caption=f"{label}: predicted over true, test part.",
+                caption=f"{label}: predicted over true, test part{some}. On the line both are the same.",
             )
             for c, label in enumerate(first.labels[:MOST_RELIABILITY])
         ]
     each = [_curve(first, c, first.probability_NC) for c in range(len(first.labels))]
     pictures = []
-    drawn = curve_plots.shown(each)
-    if drawn:
-        many = len(drawn) < sum(curve.has_both for curve in each)
-        some = f" of the {len(drawn)} most frequent labels" if many else ""
+    shown = curve_plots.shown(each)
+    if shown:
+        many = len(shown) < sum(curve.has_both for curve in each)
+        some = f" of the {len(shown)} most frequent labels" if many else ""
         pictures.append(
             Picture(
                 svg=inline_svg(curve_plots.plot_roc(each), f"ROC curves of {models[0].name}"),
@@ -107,8 +113,8 @@ def curves(models: Sequence[Model]) -> list[Picture]:
                 "shares of records with the label: chance.",
             )
         )
-    if len(models) > 1 and drawn:
-        label = max(drawn, key=lambda curve: float(np.nansum(curve.target_N))).name
+    if len(models) > 1 and shown:
+        label = max(shown, key=lambda curve: float(np.nansum(curve.target_N))).name
         column = first.labels.index(label)
         others = [
             _curve(model.predictions, column, model.predictions.probability_NC, model.name)
@@ -175,14 +181,27 @@ def features(model: Predictions, how: Layout, seed: int) -> list[Picture]:
     rows = model.rows("test")
     if model.feature_ND is None or len(rows) < 3 or model.kind == "regression":
         return []
-    names = []
-    for row in model.target_NC[rows]:
-        names.append(" + ".join(label for label, there in zip(model.labels, row, strict=True) if there == 1) or "none")
     place, axis_names = curve_plots.layout(model.feature_ND[rows], how, seed=seed)
-    figure = curve_plots.plot_layout(place, names, axis_names)
+    drawn = _some(len(rows), "dots of features", seed)
+    names = [_name(model, row) for row in rows[drawn]]
+    figure = curve_plots.plot_layout(place[drawn], names, axis_names)
     words = "principal components" if how == "pca" else "UMAP"
+    some = "" if len(drawn) == len(rows) else f"; {len(drawn):,} of {len(rows):,} records, drawn by chance"
     title = "Features of the test part"
-    return [Picture(svg=inline_svg(figure, title), caption=f"{title}, {words}.")]
+    return [Picture(svg=inline_svg(figure, title), caption=f"{title}, {words}{some}.")]
+
+
+def _name(model: Predictions, row: int) -> str:
+    """Return what a record is coloured by: its label where it has one alone, for combinations are without number."""
+    found = [label for label, there in zip(model.labels, model.target_NC[row], strict=True) if there == 1]
+    return found[0] if len(found) == 1 else "several labels" if found else "none of the labels"
+
+
+def _some(number: int, what: str, seed: int) -> NDArray[np.int64]:
+    """Return the places of all records, or of a sample where all would make the page slow."""
+    if number <= MOST_DOTS:
+        return np.arange(number)
+    return np.sort(generator(seed, what).choice(number, MOST_DOTS, replace=False))
 
 
 def efficiency(models: Sequence[Model]) -> list[Picture]:

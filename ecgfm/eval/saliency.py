@@ -72,6 +72,14 @@ class Saliency:
         words = {"grad-cam": "Grad-CAM", "attention": "attention of the last block", "rollout": "attention rollout"}
         return words[self.method] + (f" of {self.label}" if self.label else "")
 
+    @property
+    def words(self) -> str:
+        """How fine the map is, or that it is empty."""
+        if not self.weight_LT.any():
+            return f"empty, as nothing in the recording speaks for {self.label}" if self.label else "empty"
+        shared = "" if self.leads_apart else ", shared by all leads"
+        return f"one value for each {self.step_s * 1000:.3g} ms{shared}"
+
     def on(self, leads: Sequence[str], rate_hz: float, samples: int) -> Floats:
         """Return weight_LT for the leads and samples of the recording as it came; 0 of a lead that is not encoded."""
         index = np.minimum(

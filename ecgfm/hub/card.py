@@ -11,7 +11,7 @@ https://huggingface.co/docs/hub/model-cards.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from string import Template
@@ -39,6 +39,9 @@ INHERITED = {
     "Citation": "citation",
 }
 """Sections that a classifier's card takes over from its encoder's, and their names in the template."""
+SAYS_NO_LABEL = "It was not trained to name a diagnosis"
+SAID_LABELS = "It was trained on labels, but what named them is not part of it"
+FINE_TUNING = "Fine-tuning"
 NO_RESULTS = (
     "None is recorded. `python tools/publish.py ... --results FOLDER` adds what tools/probe.py or recipes/finetune.py "
     "measured, beside the controls."
@@ -98,8 +101,8 @@ def model_card(
         kind="ECGEncoder",
         summary=f"An encoder of 12-lead electrocardiograms: {_size(kind, parameters)}{by} {_windows(signal)}.",
         what=f"It turns a 12-lead electrocardiogram into features: one vector of {encoder['width']} numbers for a "
-        "recording. It was not\ntrained to name a diagnosis; put a small classifier on the features, or fine-tune it, "
-        "for that.",
+        f"recording. {SAYS_NO_LABEL if method != 'supervised' else SAID_LABELS}; put a small classifier on the "
+        "features, or fine-tune it, for that.",
         call='features = model.embed(signal, rate_hz=500, leads=leads, unit="mV")\n'
         f"print(features.shape)  # torch.Size([1, {encoder['width']}])",
         contract=sections.contract(signal),
@@ -200,7 +203,29 @@ def with_results(text: str, name: str, results: Sequence[Result]) -> str:
     if calibration:
         first = replaced.get("Calibration", "").split("\n\n| task ")[0]
         replaced["Calibration"] = f"{first}\n\n{_table_of(calibration)}".strip()
-    return head.rstrip() + "".join(f"\n\n## {heading}\n\n{body}" for heading, body in replaced.items()) + "\n"
+    return _joined(head, replaced.items())
+
+
+def with_fine_tuning(text: str, result: Mapping[str, Any]) -> str:
+    """Return a classifier's card with a section of what it was fine-tuned on, and those databases in its metadata.
+
+    Args:
+        text: The card.
+        result: The content of `result.json`.
+    """
+    card = ModelCard(text)
+    names = {database_id([str(shard["database"])]) for shard in result["shards"]}
+    card.data["datasets"] = sorted(names.union(card.data.get("datasets") or ()))
+    head, bodies = _sections(str(card))
+    section = (FINE_TUNING, sections.fine_tuning(result))
+    kept = [body for body in bodies if body[0] != FINE_TUNING]
+    place = next((number for number, (heading, _) in enumerate(kept) if heading == "Compute"), len(kept))
+    kept.insert(place, section)
+    return _joined(head, kept)
+
+
+def _joined(head: str, bodies: Iterable[tuple[str, str]]) -> str:
+    return head.rstrip() + "".join(f"\n\n## {heading}\n\n{body}" for heading, body in bodies) + "\n"
 
 
 def _sections(text: str) -> tuple[str, list[tuple[str, str]]]:

@@ -128,7 +128,7 @@ def _compute(run: Mapping[str, Any], state: Mapping[str, Any], metrics: Sequence
         ("time in training steps", _duration(seconds) if seconds else NOT_STATED),
         ("operations", f"{flop:.2e} floating-point, of the model's own" if flop else NOT_STATED),
         ("memory of a process, at most", f"{memory:.2f} GB" if memory else NOT_STATED),
-        ("processes", str(run.get("ranks") or state.get("ranks") or NOT_STATED)),
+        ("processes", str(state.get("world_size") or run.get("ranks") or NOT_STATED)),
         ("device", str(state.get("device") or NOT_STATED)),
         ("precision", str(engine.get("precision", NOT_STATED))),
     ]
@@ -227,6 +227,41 @@ def _reproduce(run: Mapping[str, Any], state: Mapping[str, Any]) -> str:
             "</details>",
         ]
     )
+
+
+def fine_tuning(result: Mapping[str, Any]) -> str:
+    """Return what a classifier learned from, and how, as `result.json` has it."""
+    task, examples = result["task"], result.get("examples", {})
+    settings = [
+        ("task", f"{task['title']} ({task.get('source', NOT_STATED)})"),
+        ("method", f"{result['method']}, head {result['head']}, from {result['init']} weights, seed {result['seed']}"),
+        ("encoder's weights before", f"SHA-256 `{result['encoder'].get('sha256') or NOT_STATED}`"),
+        ("left out", _counted(result.get("left_out", {}))),
+        ("refused signals", f"{result['refused']['records']:,}" if "refused" in result else NOT_STATED),
+        ("patients of two parts", "none" if result.get("splits_share_no_patient") else "may be, or are not known"),
+        ("time", _duration(result["seconds"]) if result.get("seconds") else NOT_STATED),
+        ("processes, device", f"{result.get('processes', NOT_STATED)}, {result.get('device', NOT_STATED)}"),
+    ]
+    data = [
+        (str(shard["database"]), str(shard.get("licence") or NOT_STATED), str(shard.get("manifest_sha256", NOT_STATED)))
+        for shard in result["shards"]
+    ]
+    parts = [
+        (part, *(f"{counts.get(name, 0):,}" for name in ("records", "patients")), _counted(_without(counts)))
+        for part, counts in examples.items()
+    ]
+    texts = [table(("what", "value"), settings), table(("database", "licence", "manifest SHA-256"), data)]
+    if parts:
+        texts.append(table(("part", "records", "patients", "of them with"), parts))
+    return "\n\n".join(texts)
+
+
+def _without(counts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: count for name, count in counts.items() if name not in ("records", "patients")}
+
+
+def _counted(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{number(count)} {name}" for name, count in counts.items()) or "none"
 
 
 def flat(settings: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
     classifier = ECGClassifier.from_pretrained("someone/ecg-jepa-vit-s", labels=["AF", "LBBB"], head="attentive")
     optimizer = torch.optim.AdamW(classifier.parameter_groups(lr=1e-3, layer_decay=0.75))
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(classifier(windows_BLT), target_BC)
+    loss = classifier.loss(windows_BLT, target_BC)
     ...
     classifier.save_pretrained("out/classifier")
     classifier.predict_proba(signal, rate_hz=257, leads=["II", "I", ...], unit="uV")
@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any, Literal, Self, Unpack, get_args
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -33,13 +31,24 @@ from ecgfm import __version__, config
 from ecgfm.errors import ConfigError, ContractError
 from ecgfm.hub import reference
 from ecgfm.hub.calibration import Calibration
-from ecgfm.hub.card import classifier_card, renamed
-from ecgfm.hub.encoder import CLASSIFIER, ENTRIES, FORMAT, REPOSITORY, ECGEncoder, load_weights_, to_device
-from ecgfm.hub.fetch import CONFIG, README, WEIGHTS, Fetched, FromHub, check_options, fetch, read_entries, whole
+from ecgfm.hub.card import classifier_card
+from ecgfm.hub.encoder import CLASSIFIER, ENTRIES, FORMAT, ECGEncoder, load_weights_, to_device
+from ecgfm.hub.fetch import (
+    CONFIG,
+    README,
+    WEIGHTS,
+    Fetched,
+    FromHub,
+    check_options,
+    fetch,
+    read_entries,
+    whole,
+)
 from ecgfm.hub.heads import Head, HeadKind, build_head
 from ecgfm.hub.layers import layer_groups
+from ecgfm.hub.model import HubModel
 from ecgfm.hub.recordings import Signal
-from ecgfm.hub.reference import REFERENCE, SelfTest, evaluating
+from ecgfm.hub.reference import REFERENCE, evaluating
 from ecgfm.rng import derive
 
 Kind = Literal["multilabel", "multiclass", "regression"]
@@ -100,7 +109,7 @@ class ClassifierSettings:
             )
 
 
-class ECGClassifier(nn.Module, PyTorchModelHubMixin):
+class ECGClassifier(HubModel):
     """An encoder and a head.
 
     Args:
@@ -118,12 +127,6 @@ class ECGClassifier(nn.Module, PyTorchModelHubMixin):
     """As they were when it was built; what may change later are the attributes below."""
     calibration: Calibration | None
     """From logits to probabilities; None is sigmoid or softmax."""
-    card: str | None
-    """Text of the model card; None writes one from the settings."""
-    revision: str | None
-    """Commit on the Hub that it was loaded from; None of a folder."""
-    reference: dict[str, Tensor] | None
-    """What `self_test` compares with."""
 
     def __init__(self, encoder: ECGEncoder, settings: ClassifierSettings, *, seed: int = 0) -> None:
         super().__init__()
@@ -146,9 +149,6 @@ class ECGClassifier(nn.Module, PyTorchModelHubMixin):
         self.window_s = settings.window_s
         self.stride_s = settings.stride_s
         self.thresholds = settings.thresholds
-        self.card = None
-        self.revision = None
-        self.reference = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -269,6 +269,60 @@ class ECGClassifier(nn.Module, PyTorchModelHubMixin):
             return logits_BC
         mean_C, std_C = (logits_BC.new_tensor(x) for x in (self.settings.target_mean, self.settings.target_std))
         return mean_C + std_C * logits_BC
+
+    def loss(self, signal_BLT: Tensor, target_BC: Tensor) -> Tensor:
+        """Return the mean loss of windows over what is known, a scalar.
+
+        Binary cross-entropy of a multilabel model, cross-entropy of a multiclass one, squared error of a regression.
+
+        Args:
+            signal_BLT: As for `forward`.
+            target_BC: 1, 0, or NaN where it is not known; of a multiclass model also (B, 1), the number of the label;
+                of a regression values.
+
+        Raises:
+            ConfigError: The targets' shape is not the logits'.
+        """
+        logits_BC: Tensor = self(signal_BLT)
+        target_BC = target_BC.to(logits_BC)
+        known_BC = ~target_BC.isnan()
+        if self.kind == "multiclass" and target_BC.shape == (len(logits_BC), 1):
+            number_B = target_BC.nan_to_num()[:, 0].long()
+            if number_B.min() < 0 or number_B.max() >= len(self.labels):
+                raise ConfigError(f"labels are numbered 0 to {len(self.labels) - 1}, got {number_B.tolist()}")
+            target_BC = nn.functional.one_hot(number_B, len(self.labels)).to(logits_BC)
+            known_BC = known_BC.expand_as(logits_BC)
+        if target_BC.shape != logits_BC.shape:
+            raise ConfigError(f"targets have shape {tuple(target_BC.shape)}, logits {tuple(logits_BC.shape)}")
+        wanted_BC = target_BC.nan_to_num()
+        if self.kind == "multiclass":
+            known_BC = known_BC.all(dim=1, keepdim=True)
+            each_BC = -(logits_BC.log_softmax(dim=1) * wanted_BC).sum(dim=1, keepdim=True)
+        elif self.kind == "multilabel":
+            each_BC = nn.functional.binary_cross_entropy_with_logits(logits_BC, wanted_BC, reduction="none")
+        else:
+            each_BC = (logits_BC - wanted_BC).square()
+        # A batch of which nothing is known has no loss, and a gradient of zero.
+        loss: Tensor = (each_BC * known_BC).sum() / known_BC.sum().clamp(min=1)
+        return loss
+
+    def standardise_features_(self, features_ND: Tensor) -> None:
+        """Tell the head of a frozen encoder what its features are, such as those of the training records.
+
+        The heads linear and mlp2 then see features of mean 0 and deviation 1, whatever the encoder; the others have a
+        norm of their own.
+
+        Args:
+            features_ND: Of N records or windows, two or more.
+
+        Raises:
+            ConfigError: Another width, or fewer records.
+        """
+        width = self.encoder.encoder.config.width
+        if features_ND.ndim != 2 or features_ND.shape[1] != width or len(features_ND) < 2:
+            raise ConfigError(f"features must have shape (N, {width}), N at least 2, got {tuple(features_ND.shape)}")
+        std_D, mean_D = torch.std_mean(features_ND.detach().double(), dim=0, correction=0)
+        self.head.standardise_(mean_D.float(), std_D.float())
 
     def standardise_(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Have the head tell a regression's targets in units of their deviation from their mean, in training data.
@@ -458,40 +512,11 @@ class ECGClassifier(nn.Module, PyTorchModelHubMixin):
             for row in probability_RC.tolist()
         ]
 
-    def self_test(self) -> SelfTest:
-        """Compare features and logits of the recordings beside the weights with those that were saved.
-
-        Raises:
-            ContractError: There is nothing to compare with, or it is not the same.
-        """
-        if self.reference is None:
-            raise ContractError(f"there is no {REFERENCE} beside the weights; save_pretrained writes one")
-        return reference.compare(self, self.reference, self._reference_outputs(self.reference))
-
     def _reference_outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
             "features_RD": self.encoder.embed_reference(tensors),
             "logits_RC": self.predict_logits(tensors[reference.RECORDINGS], **reference.HOW),
         }
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the four files. See huggingface_hub's mixin for the options.
-
-        Raises:
-            ContractError: The Hub refuses the name or the token.
-        """
-        if not REPOSITORY.fullmatch(repo_id):
-            raise ContractError(f"{repo_id!r} is not a name on the Hub; give owner/name")
-        before = self.card
-        self.card = renamed(self._card_text(repo_id), repo_id)
-        try:
-            return str(super().push_to_hub(repo_id, **options))
-        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
-            raise ContractError(
-                f"{repo_id} cannot be written: {error}; log in with `hf auth login` as somebody who may"
-            ) from error
-        finally:
-            self.card = before
 
     def now(self) -> ClassifierSettings:
         """Return the settings with what was changed since: aggregation, windows, thresholds, calibration."""
@@ -546,7 +571,7 @@ class ECGClassifier(nn.Module, PyTorchModelHubMixin):
 def _names(labels: Sequence[str]) -> tuple[str, ...]:
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
         raise ConfigError(f"labels must be a list of names such as ['AF', 'LBBB'], got {labels!r}")
-    return tuple(labels)
+    return tuple(map(str, labels))
 
 
 def _check_given(given: Mapping[str, Any], saved: ClassifierSettings, where: str | Path) -> None:

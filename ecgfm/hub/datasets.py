@@ -3,7 +3,7 @@
     preprocessor = ECGPreprocessor.from_pretrained("someone/ecg-jepa-vit-s")
     dataset = ECGDataset.from_arrays(signals, rate_hz=500, leads=leads, unit="mV", targets=y, preprocessor=preprocessor)
     for windows_BLT, target_BC in torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True):
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(classifier(windows_BLT), target_BC)
+        loss = classifier.loss(windows_BLT, target_BC)
 
 Windows are what `ECGClassifier.forward` takes: millivolt, not normalised, which the model does on its own device.
 
@@ -12,7 +12,7 @@ Shapes: N records, L leads, T samples, C targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,9 +21,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
-from ecgfm.errors import ConfigError, SignalError
+from ecgfm.errors import ConfigError, LeadError, SignalError
 from ecgfm.hub.preprocessor import ECGPreprocessor
-from ecgfm.hub.recordings import Signal, recordings
+from ecgfm.hub.recordings import Signal, check_leads, recordings
 from ecgfm.leads import LEADS
 from ecgfm.rng import generator
 
@@ -66,6 +66,11 @@ class ECGDataset(Dataset[Any]):
     ) -> None:
         if not names:
             raise ConfigError("there is no record")
+        if not isinstance(preprocessor, ECGPreprocessor):
+            raise ConfigError(
+                f"preprocessor must be an ECGPreprocessor, got {type(preprocessor).__name__}: give "
+                "encoder.preprocessor, or ECGPreprocessor.from_pretrained(...)"
+            )
         if crop not in ("random", "centre", "start"):
             raise ConfigError(f"crop {crop!r} is none of random, centre, start")
         self.names = tuple(names)
@@ -105,8 +110,9 @@ class ECGDataset(Dataset[Any]):
             SignalError: The signals' shapes do not fit the lead names.
             ConfigError: There is not one target for each record.
         """
-        records = recordings(signals, len(leads))
-        how = {"rate_hz": rate_hz, "leads": tuple(leads), "unit": unit}
+        names_of_leads = check_leads(leads)
+        records = recordings(signals, len(names_of_leads))
+        how = {"rate_hz": rate_hz, "leads": names_of_leads, "unit": unit}
         names = [f"record {number} of {len(records)}" for number in range(len(records))]
         return cls(_Arrays(records, how), names, preprocessor, targets=targets, **options)
 
@@ -125,7 +131,8 @@ class ECGDataset(Dataset[Any]):
             paths: A folder, of which all headers at any depth are taken in the order of their paths, or the records,
                 with or without `.hea`.
             preprocessor: The signal contract.
-            targets: Shape (N,) or (N, C) in the same order; or by record name, which may have more.
+            targets: Shape (N,) or (N, C) in the same order; or by record name, which may have more: a dict, or a
+                pandas Series or DataFrame by its index.
             options: window_s, crop, seed, keep.
 
         Raises:
@@ -134,11 +141,16 @@ class ECGDataset(Dataset[Any]):
         """
         headers = _headers(paths)
         names = [header.stem for header in headers]
-        if isinstance(targets, Mapping):
-            missing = [name for name in names if name not in targets]
+        if isinstance(targets, Mapping) or hasattr(targets, "iloc"):
+            # A column of a table goes by its index: taken in its order, labels would land on other records.
+            by_name = {str(name): row for name, row in _rows(targets)}
+            missing = [name for name in names if name not in by_name]
             if missing:
-                raise ConfigError(f"{len(missing)} records have no target, the first is {missing[0]}; leave them out")
-            targets = np.stack([np.asarray(targets[name], dtype=np.float32) for name in names])
+                raise ConfigError(
+                    f"{len(missing)} records have no target, the first is {missing[0]}: leave them out, let the names "
+                    "(of a table: its index) be those of the records, or give an array in the order of the paths"
+                )
+            targets = [by_name[name] for name in names]
         return cls(_Files(headers), names, preprocessor, targets=targets, **options)
 
     @classmethod
@@ -188,6 +200,7 @@ class ECGDataset(Dataset[Any]):
 
         Raises:
             SignalError: The record is not an ECG, or shorter than a window; the message has its name.
+            LeadError: It lacks a lead; likewise.
         """
         number = range(len(self))[number]
         ready = self.record(number)
@@ -209,14 +222,15 @@ class ECGDataset(Dataset[Any]):
 
         Raises:
             SignalError: It is not an ECG; the message has its name.
+            LeadError: It lacks a lead; likewise.
         """
         if self._kept is not None and number in self._kept:
             return self._kept[number]
         signal, how = self._read(number)
         try:
             (ready,) = self.preprocessor(signal, **how)
-        except SignalError as error:
-            raise SignalError(f"{self.names[number]}: {error}") from error
+        except (SignalError, LeadError) as error:
+            raise type(error)(f"{self.names[number]}: {error}") from error
         if self._kept is not None:
             self._kept[number] = ready
         return ready
@@ -267,8 +281,16 @@ class _OfShards:
         return {**self.__dict__, "shards": None}
 
 
+def _rows(targets: Any) -> Iterable[tuple[Any, Any]]:
+    """Return names and targets of a dict, or of a pandas Series or DataFrame."""
+    return targets.items() if isinstance(targets, Mapping) else zip(targets.index, targets.to_numpy(), strict=True)
+
+
 def _targets(targets: ArrayLike, number: int) -> NDArray[np.float32]:
-    array = np.asarray(targets, dtype=np.float32)
+    try:
+        array = np.asarray(targets, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"targets must be numbers, 1 and 0 for yes and no, NaN for unknown: {error}") from error
     array = array[:, None] if array.ndim == 1 else array
     if array.ndim != 2 or len(array) != number:
         raise ConfigError(f"targets have shape {array.shape}; {number} records need ({number},) or ({number}, C)")

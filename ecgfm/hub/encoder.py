@@ -14,15 +14,12 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,14 +28,16 @@ from ecgfm import __version__, config
 from ecgfm.encoders.base import Encoder, build_encoder
 from ecgfm.errors import ConfigError, ContractError
 from ecgfm.hub import reference
-from ecgfm.hub.card import model_card, renamed
+from ecgfm.hub.card import model_card
 from ecgfm.hub.fetch import CONFIG as CONFIG
 from ecgfm.hub.fetch import README as README
+from ecgfm.hub.fetch import REPOSITORY as REPOSITORY
 from ecgfm.hub.fetch import WEIGHTS as WEIGHTS
 from ecgfm.hub.fetch import fetch, read_entries, whole
+from ecgfm.hub.model import HubModel
 from ecgfm.hub.preprocessor import ECGPreprocessor
 from ecgfm.hub.recordings import Signal, check_leads, recordings, to_contract, windows
-from ecgfm.hub.reference import REFERENCE, SelfTest, evaluating
+from ecgfm.hub.reference import REFERENCE, evaluating
 from ecgfm.leads import LEADS
 from ecgfm.rng import derive
 from ecgfm.signal.contract import SignalContract
@@ -46,7 +45,6 @@ from ecgfm.signal.contract import SignalContract
 FORMAT = 2
 MODEL_TYPE = "ecgfm"
 """What `transformers` tells our config.json by; see hub/transformers.py."""
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 ENTRIES = ("encoder", "signal", "ecgfm")
 CLASSIFIER = "classifier"
 """The entry of config.json that a classifier has besides."""
@@ -54,7 +52,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 UPGRADE = "pip install --upgrade ecgfm, or use the version that wrote it"
 
 
-class ECGEncoder(nn.Module, PyTorchModelHubMixin):
+class ECGEncoder(HubModel):
     """An encoder that knows what its input must be, and makes it so.
 
     Args:
@@ -68,14 +66,8 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
 
     signal: SignalContract
     """Rate, leads, unit, filter, scale and length of the input."""
-    card: str | None
-    """Text of the model card; None writes one from the settings."""
     preprocessor: ECGPreprocessor
     """The signal contract applied, up to what `features` takes."""
-    revision: str | None
-    """Commit on the Hub that it was loaded from; None of a folder."""
-    reference: dict[str, Tensor] | None
-    """What `self_test` compares with; None where no reference tensors lie beside the weights."""
 
     def __init__(
         self, encoder: Mapping[str, Any], signal: Mapping[str, Any], ecgfm: Mapping[str, Any] | None = None
@@ -96,9 +88,6 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
         _check_contract(settings, self.signal)
         self.preprocessor = ECGPreprocessor(self.signal, patch_samples=settings.patch_samples)
         self.encoder = build_encoder(settings)
-        self.card = None
-        self.revision = None
-        self.reference = None
 
     def forward(self, signal_BLT: Tensor) -> Tensor:
         """Return tokens_BND of a signal that is normalised already."""
@@ -146,7 +135,7 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
             return self._embed(signal, float(rate_hz), leads, unit, batch_size)
 
     def _embed(self, signal: Signal, rate_hz: float, leads: Sequence[str], unit: str, batch_size: int) -> Tensor:
-        check_leads(leads)
+        leads = check_leads(leads)
         records = recordings(signal, len(leads))
         device = next(self.parameters()).device
         features_BD = torch.zeros(len(records), self.encoder.config.width, device=device)
@@ -203,18 +192,8 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
             parts = [self.encode(part_BLT.to(device))[0].float() for part_BLT in several]
         return torch.cat(parts), torch.from_numpy(row_B)
 
-    def self_test(self) -> SelfTest:
-        """Compare the features of the recordings that lie beside the weights with those that were saved.
-
-        Returns:
-            The difference, and the tolerance, which is wider for weights of 16 bits and on a GPU.
-
-        Raises:
-            ContractError: There is nothing to compare with, or it is not the same.
-        """
-        if self.reference is None:
-            raise ContractError(f"there is no {REFERENCE} beside the weights; save_pretrained writes one")
-        return reference.compare(self, self.reference, {"features_RD": self.embed_reference(self.reference)})
+    def _reference_outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"features_RD": self.embed_reference(tensors)}
 
     def embed_reference(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return features_RD of the recordings of `reference.safetensors`."""
@@ -317,25 +296,6 @@ class ECGEncoder(nn.Module, PyTorchModelHubMixin):
         if check:
             model.self_test()
         return model
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the four files; the card's example then names `repo_id`. See the mixin for the options.
-
-        Raises:
-            ContractError: The Hub refuses the name or the token.
-        """
-        if not REPOSITORY.fullmatch(repo_id):
-            raise ContractError(f"{repo_id!r} is not a name on the Hub; give owner/name")
-        before = self.card
-        self.card = renamed(self._card_text(repo_id), repo_id)
-        try:
-            return str(super().push_to_hub(repo_id, **options))
-        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
-            raise ContractError(
-                f"{repo_id} cannot be written: {error}; log in with `hf auth login` as somebody who may"
-            ) from error
-        finally:
-            self.card = before
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write all four files; the mixin leaves alone what is there."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 README = "README.md"
 SNAPSHOTS = "snapshots"
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+"""A name on the Hub."""
 NETWORK: tuple[type[Exception], ...] = (HfHubHTTPError, *HfHubHTTPError.__bases__, OSError)
 """What a request may end in: refused by the Hub, or, by the HTTP library of the client's version, cut or never made."""
 
@@ -83,6 +86,8 @@ def fetch(where: str | Path, required: Sequence[str], optional: Sequence[str] = 
                     f"{paths[name]} does not exist; give a folder that tools/export.py or save_pretrained wrote"
                 )
         return Fetched(paths={name: path for name, path in paths.items() if path.is_file()}, revision=None)
+    if not REPOSITORY.fullmatch(where):  # a misspelt folder must not cost the retries of a request
+        raise ContractError(f"{where} is neither a folder nor a name on the Hub (owner/name); looked in {Path.cwd()}")
     found: dict[str, Path] = {}
     commit: str | None = None
     for name in required:
@@ -141,11 +146,11 @@ def _download(repo_id: str, name: str, how: FromHub | dict[str, Any]) -> Path:
     try:
         path = Path(hf_hub_download(repo_id, name, **how))
     except HFValidationError as error:
-        raise ContractError(f"{repo_id} is neither a folder nor a name on the Hub (owner/name)") from error
+        raise ContractError(f"{repo_id} is neither a folder nor a name that the Hub takes: {error}") from error
     except LocalEntryNotFoundError as error:
         raise ContractError(
-            f"{name} of {repo_id} is not in the cache and the Hub was not asked or not reached; "
-            "check the network, or give a folder"
+            f"{repo_id} is no folder in {Path.cwd()}, and as a name on the Hub its {name} is not in the cache and the "
+            "Hub was not asked or not reached; correct the folder, or check the network"
         ) from error
     except EntryNotFoundError as error:
         raise ContractError(f"{repo_id} on the Hub has no {name}: it is not an encoder of ecgfm") from error
@@ -164,3 +169,11 @@ def _download(repo_id: str, name: str, how: FromHub | dict[str, Any]) -> Path:
         ) from error
     check_digest(path, repo_id)
     return path
+
+
+def cannot_write(repo_id: str, error: Exception) -> ContractError:
+    """Return what to say of an upload that the Hub, or the way to it, did not let through."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    refused = status is not None and status < 500
+    fix = "log in with `hf auth login` as somebody who may" if refused else "try again: what was uploaded is kept"
+    return ContractError(f"{repo_id} cannot be written: {error}; {fix}")

@@ -1,9 +1,9 @@
 """What stands on an encoder to answer a question: one of four heads, from tokens and features to logits.
 
-- `linear`: one layer on the features.
+- `linear`: one layer on the features, which are standardised first where `standardise_` has been told how.
 - `attentive`: one learned query attends to the tokens, one layer on what it gathers. The "linear" protocol of Weimann
   and Conrad 2024 (https://arxiv.org/abs/2410.13867; in their code the pooler is a cross-attention of one query).
-- `mlp2`: two fully connected layers on the features (Nakamoto et al. 2021).
+- `mlp2`: two fully connected layers on the features (Nakamoto et al. 2021), standardised likewise.
 - `concat`: the maximum and the mean of the tokens side by side, norm, dropout, a layer of `hidden`, norm, dropout, a
   layer (Strodthoff et al. 2020, https://arxiv.org/abs/2004.13701, and Verma et al. 2021: hidden 128, dropout 0.5, of
   which the first has half). Their norms are batch norms, over all ranks.
@@ -37,6 +37,38 @@ class Head(nn.Module, abc.ABC):
     def forward(self, tokens_BND: Tensor, features_BD: Tensor) -> Tensor:
         """Return logits_BC."""
 
+    def standardise_(self, mean_D: Tensor, std_D: Tensor) -> None:
+        """Subtract a mean from the features and divide them by a deviation; heads with a norm of their own do not."""
+
+
+class Standardise(nn.Module):
+    """Features of mean 0 and deviation 1, once it has been told what they are.
+
+    Features of one encoder may vary by 1, of another by 0.01: at one learning rate a layer on the latter learns a
+    hundred times more slowly, and a comparison of the two would be one of their scales.
+
+    Args:
+        width: D.
+    """
+
+    mean_D: Tensor
+    std_D: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_D", torch.zeros(width))
+        self.register_buffer("std_D", torch.ones(width))
+
+    def set_(self, mean_D: Tensor, std_D: Tensor) -> None:
+        """Set what the features are. One that does not vary, beyond rounding, is not divided."""
+        least = 1e-6 * mean_D.abs().clamp(min=float(std_D.max()))
+        self.mean_D.copy_(mean_D)
+        self.std_D.copy_(torch.where(std_D > least, std_D, 1.0))
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Return features_BD."""
+        return (features_BD - self.mean_D) / self.std_D
+
 
 class Linear(Head):
     """One layer on the features.
@@ -49,12 +81,17 @@ class Linear(Head):
 
     def __init__(self, width: int, labels: int, *, dropout: float) -> None:
         super().__init__()
+        self.standard = Standardise(width)
         self.dropout = nn.Dropout(dropout)
         self.out = _last(width, labels)
 
+    def standardise_(self, mean_D: Tensor, std_D: Tensor) -> None:
+        """Take features of this mean and deviation to 0 and 1."""
+        self.standard.set_(mean_D, std_D)
+
     def forward(self, tokens_BND: Tensor, features_BD: Tensor) -> Tensor:
         """Return logits_BC of the features."""
-        logits_BC: Tensor = self.out(self.dropout(features_BD))
+        logits_BC: Tensor = self.out(self.dropout(self.standard(features_BD)))
         return logits_BC
 
 
@@ -98,12 +135,17 @@ class TwoLayers(Head):
 
     def __init__(self, width: int, labels: int, *, hidden: int, dropout: float) -> None:
         super().__init__()
+        self.standard = Standardise(width)
         self.hidden = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout))
         self.out = _last(hidden, labels)
 
+    def standardise_(self, mean_D: Tensor, std_D: Tensor) -> None:
+        """Take features of this mean and deviation to 0 and 1."""
+        self.standard.set_(mean_D, std_D)
+
     def forward(self, tokens_BND: Tensor, features_BD: Tensor) -> Tensor:
         """Return logits_BC of the features."""
-        logits_BC: Tensor = self.out(self.hidden(features_BD))
+        logits_BC: Tensor = self.out(self.hidden(self.standard(features_BD)))
         return logits_BC
 
 

@@ -83,7 +83,7 @@ class ECGPreprocessor:
         self, signal: Signal, *, rate_hz: float, leads: Sequence[str], unit: str
     ) -> Iterator[NDArray[np.float32]]:
         """Yield what `__call__` returns, one record after another."""
-        check_leads(leads)
+        leads = check_leads(leads)
         records = recordings(signal, len(leads))
         for row, record in enumerate(records):
             name = f"record {row} of {len(records)}" if len(records) > 1 else "the signal"

@@ -22,11 +22,11 @@ from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 
 from ecgfm import config
 from ecgfm.errors import ConfigError, ContractError
-from ecgfm.hub.card import renamed, with_results
+from ecgfm.hub.card import renamed, with_fine_tuning, with_results
 from ecgfm.hub.classifier import ECGClassifier
 from ecgfm.hub.digest import weights_sha256
 from ecgfm.hub.encoder import CLASSIFIER, REPOSITORY, ECGEncoder
-from ecgfm.hub.fetch import CONFIG, NETWORK, README, WEIGHTS
+from ecgfm.hub.fetch import CONFIG, NETWORK, README, WEIGHTS, cannot_write
 from ecgfm.hub.reference import REFERENCE
 from ecgfm.hub.results import Result
 
@@ -62,7 +62,13 @@ def load_model(folder: Path) -> ECGEncoder | ECGClassifier:
 
 
 def prepare(
-    folder: Path, out: Path, repo_id: str, *, results: Sequence[Result] = (), licence: str | None = None
+    folder: Path,
+    out: Path,
+    repo_id: str,
+    *,
+    results: Sequence[Result] = (),
+    licence: str | None = None,
+    fine_tuning: Path | None = None,
 ) -> None:
     """Write what will be uploaded: the checked files, and the card with the repository's name and the results.
 
@@ -72,6 +78,7 @@ def prepare(
         repo_id: `owner/name`.
         results: For the card; none leaves those that it has.
         licence: For the card's metadata; None leaves what it has.
+        fine_tuning: result.json of a classifier, for the card.
 
     Raises:
         ConfigError: The card's metadata cannot be read, or the results are another encoder's.
@@ -93,6 +100,8 @@ def prepare(
     try:
         if results:
             text = with_results(text, repo_id.partition("/")[2], results)
+        if fine_tuning:
+            text = with_fine_tuning(text, config.read_json(fine_tuning))
         card = ModelCard(text)
         if licence:
             card.data["license"] = licence
@@ -151,10 +160,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False, branch: str | Non
     except LocalTokenNotFoundError as error:
         raise ContractError(f"{repo_id} cannot be written: nobody is logged in; run `hf auth login`") from error
     except NETWORK as error:
-        raise ContractError(
-            f"{repo_id} cannot be written: {error}; log in with `hf auth login` as somebody who may, or try again: "
-            "what was uploaded is kept"
-        ) from error
+        raise cannot_write(repo_id, error) from error
     except ValueError as error:
         raise ContractError(f"{repo_id}: the Hub refuses the card: {error}; mend {README} or --licence") from error
     return str(done.oid), str(done.commit_url)

@@ -9,7 +9,7 @@ Shapes: B records, L leads as given, T samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ def recordings(signal: Signal, num_leads: int) -> list[NDArray[Any]]:
     Raises:
         SignalError: There is none, or the shape is not one of those above.
     """
+    if isinstance(signal, np.ndarray) and signal.dtype == object and signal.ndim == 1:
+        signal = list(signal)  # how NumPy, and what cuts folds out of arrays, holds records of different lengths
     if isinstance(signal, Sequence):
         if not len(signal):
             raise SignalError("the list of signals is empty; give at least one (leads, samples) array")
@@ -141,16 +143,18 @@ def windows(samples: int, window_samples: int, patch_samples: int) -> Iterator[t
         yield start, start + window
 
 
-def check_leads(leads: Sequence[str]) -> None:
-    """Refuse what is not a list of names.
+def check_leads(leads: Iterable[str]) -> tuple[str, ...]:
+    """Return lead names as a tuple: they may come as a column of a table too.
 
     Raises:
         LeadError: It is one string, empty, or holds something else.
     """
-    if isinstance(leads, str) or not all(isinstance(lead, str) for lead in leads):
+    if isinstance(leads, str) or not isinstance(leads, Iterable) or not all(isinstance(lead, str) for lead in leads):
         raise LeadError(f"leads must be a list of names such as ['I', 'II', ...], got {leads!r}")
-    if not leads:
+    names = tuple(leads)
+    if not names:
         raise LeadError("leads is empty; give the name of each row of the signal")
+    return names
 
 
 def check_rate(rate_hz: float) -> None:

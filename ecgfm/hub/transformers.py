@@ -71,6 +71,14 @@ class ECGModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         model.model = encoder
         return model.eval()  # type: ignore[no-untyped-call]
 
+    def save_pretrained(self, save_directory: Any, **ignored: Any) -> None:  # type: ignore[override]
+        """Write what `ECGEncoder.save_pretrained` writes, which `from_pretrained` reads back."""
+        self.model.save_pretrained(save_directory)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
+        """Upload it; see `ECGEncoder.push_to_hub`."""
+        return str(self.model.push_to_hub(repo_id, **options))
+
     def forward(self, signal_BLT: Tensor, **ignored: Any) -> BaseModelOutputWithPooling:
         """Return tokens_BND as `last_hidden_state` and features_BD as `pooler_output`.
 

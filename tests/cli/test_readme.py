@@ -34,23 +34,31 @@ def run(words: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def block(language: str) -> str:
-    found = re.search(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(section: str, language: str = "bash|python") -> list[tuple[str, str]]:
+    """Return language and content of the blocks of a section."""
+    content = f"\n{README}".split(f"\n{section}\n", 1)[1].split("\n## ", 1)[0]
+    found = re.findall(rf"^```({language})\n(.*?)^```", content, re.DOTALL | re.MULTILINE)
     assert found
-    return found[1]
+    return found
 
 
-def test_the_way_from_recordings_to_an_encoder_runs_as_written(folder: Path) -> None:
-    commands = [line for line in block("bash").splitlines() if line and not line.startswith("#")]
-    assert len(commands) == 9
+def run_lines(content: str, folder: Path) -> int:
+    """Run the commands of a block; return how many they are."""
+    commands = [line for line in content.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
     for line in commands:
         name, *words = shlex.split(line)
         if name == "deepspeed":
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 words = ["--master_port", str(free.getsockname()[1]), *words]
-        programs = {"python": sys.executable, "deepspeed": str(Path(sys.executable).with_name("deepspeed"))}
-        run([programs[name], *words], folder)
+        program = sys.executable if name == "python" else str(Path(sys.executable).with_name(name))
+        run([program, *words], folder)
+    return len(commands)
+
+
+def test_the_way_from_recordings_to_an_encoder_runs_as_written(folder: Path) -> None:
+    ((_, content),) = blocks("## From recordings to an encoder", "bash")
+    assert run_lines(content, folder) == 9
     for name in ("ecg.png", "run.png", "features.png", "probe/probe.png", "encoder/README.md"):
         assert (folder / "out" / name).stat().st_size > 2000
     results = json.loads((folder / "out" / "probe" / "probe.json").read_text())["results"]
@@ -63,7 +71,24 @@ def test_the_example_in_python_runs_as_written(folder: Path) -> None:
     time = np.arange(3084) / 257
     beat = np.exp(-(((time % 0.8 - 0.4) / 0.02) ** 2))
     np.save(folder / "out" / "signal.npy", 300.0 * np.arange(1, 9)[:, None] * beat)
-    assert run([sys.executable, "-c", block("python")], folder).strip() == "torch.Size([1, 192])"
+    ((_, content),) = blocks("# ecgfm", "python")
+    assert run([sys.executable, "-c", content], folder).strip() == "torch.Size([1, 192])"
+
+
+def test_five_minutes_of_use_run_as_written(folder: Path) -> None:
+    if not (folder / "out" / "encoder").exists():
+        pytest.fail("the encoder that the commands make is not there")
+    *here, (_, elsewhere) = blocks("## Use it in five minutes")
+    assert "someone/ecg-blocks" in elsewhere  # needs what somebody has published
+    said = ""
+    for language, content in here:
+        if language == "bash":
+            run_lines(content, folder)
+        else:
+            said += run([sys.executable, "-c", content], folder)
+    assert "torch.Size([1, 192])" in said
+    assert {name.name for name in (folder / "out").iterdir()} >= {"report.html", "features.parquet", "predictions.csv"}
+    assert (folder / "out" / "classifier" / "model.safetensors").is_file()
 
 
 def test_every_file_that_the_readme_names_exists() -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ecgfm.run_folder import checkpoints
+
 if TYPE_CHECKING:
     from tests.cluster.conftest import Slurm
 
@@ -103,7 +105,7 @@ def test_a_run_that_fails_is_not_started_again(tmp_path: Path, slurm: Slurm, tin
     assert slurm.field(job, "ExitCode") == "1:0" and "are not filled by the steps" in log.read_text()
     job = slurm.submit("pretrain.sbatch", tmp_path / "other", "recipes/nothing.py")
     slurm.wait(job, "FAILED", tmp_path / "other")
-    assert "must be a recipe" in (tmp_path / "other").read_text()
+    assert "must be a command" in (tmp_path / "other").read_text()
 
 
 def test_an_array_job_converts_a_database_a_task(tmp_path: Path, slurm: Slurm, training_shards: Path) -> None:
@@ -120,10 +122,10 @@ def test_an_array_job_converts_a_database_a_task(tmp_path: Path, slurm: Slurm, t
     assert "--array=0-1" in Path(f"{log}-2").read_text()
 
 
-def test_an_array_job_probes_an_encoder_once_a_seed(
-    tmp_path: Path, slurm: Slurm, tiny: list[str], command: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    recordings, shards, run, encoder, out = (tmp_path / name for name in ("rec", "shards", "run", "encoder", "probe"))
+def shards_and_encoder(
+    folder: Path, tiny: list[str], command: Callable[..., subprocess.CompletedProcess[str]]
+) -> tuple[Path, Path]:
+    recordings, shards, run, encoder = (folder / name for name in ("rec", "shards", "run", "encoder"))
     for made in (
         ["tools/synthesise.py", recordings, "--records", "200"],
         ["tools/convert.py", "synthetic", recordings, shards],
@@ -132,6 +134,33 @@ def test_an_array_job_probes_an_encoder_once_a_seed(
     ):
         done = command(*made)
         assert done.returncode == 0, done.stderr[-3000:]
+    return shards, encoder
+
+
+def test_a_fine_tuning_on_two_tasks_that_is_warned_saves_and_goes_on(
+    tmp_path: Path, slurm: Slurm, tiny: list[str], command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    shards, encoder = shards_and_encoder(tmp_path, tiny, command)
+    out, log = tmp_path / "finetuned", tmp_path / "log"
+    words = ["recipes/finetune.py", "--encoder", encoder, "--shards", shards, "--task", "labels"]
+    words += ["--task.labels", "synthetic:lbbb", "--method", "direct", "--full.steps", "2000", "--batch-size", "8"]
+    words += ["--validate-every", "500", "--draws", "20", "--out", out]
+    job = slurm.submit("finetune.sbatch", log, *map(str, words), options="--ntasks-per-node=2")
+    slurm.wait_for_steps(job, out, 3, log)
+    slurm("scancel", "--batch", "--signal=USR1", job)
+    slurm.wait(job, "PENDING", log)
+    assert "step-00000000" < checkpoints(out)[-1].name < "step-00002000" and not (out / "result.json").exists()
+    slurm.wait(job, "COMPLETED", log)
+    assert "goes on at step" in log.read_text()
+    result = json.loads((out / "result.json").read_text())
+    assert result["processes"] == 2 and result["selected"]["steps"] == 2000
+
+
+def test_an_array_job_probes_an_encoder_once_a_seed(
+    tmp_path: Path, slurm: Slurm, tiny: list[str], command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    shards, encoder = shards_and_encoder(tmp_path, tiny, command)
+    out = tmp_path / "probe"
     log = tmp_path / "log"
     words = [
         "tools/probe.py",

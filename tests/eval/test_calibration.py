@@ -58,6 +58,15 @@ def test_platt_is_the_maximum_of_the_likelihood_of_platts_targets() -> None:
         )
 
 
+def test_platt_never_turns_the_order_of_the_records_round() -> None:
+    # A model that validates below chance: its figures on the test part shall be its own.
+    logits = np.linspace(-2, 2, 40)[:, None]
+    target = (logits < 0.5).astype(np.float64)
+    probability = fit("platt", logits, target).apply(logits)[:, 0]
+    assert (np.diff(probability) > 0).all()
+    np.testing.assert_allclose(probability, target.mean(), atol=0.02)  # the share, smoothed by Platt's targets
+
+
 def test_platt_stays_finite_when_the_classes_are_apart() -> None:
     logits = np.linspace(-4, 4, 40)[:, None]
     got = fit("platt", logits, (logits > 0).astype(np.float64))

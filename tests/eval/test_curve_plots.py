@@ -98,6 +98,12 @@ def test_features_are_laid_out_by_their_principal_components() -> None:
         curve_plots.plot_layout(place, ["a"], ("x", "y"))
 
 
+def test_umap_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install umap-learn, or use --layout pca"):
+        curve_plots.layout(np.eye(5), "umap")
+
+
 def test_umap_is_seeded_and_tells_groups_apart() -> None:
     pytest.importorskip("umap", reason="umap-learn is not installed")
     draw = np.random.default_rng(0)
@@ -106,7 +112,7 @@ def test_umap_is_seeded_and_tells_groups_apart() -> None:
     again, _ = curve_plots.layout(features, "umap")
     np.testing.assert_array_equal(place, again)
     centres = place[:20].mean(0), place[20:].mean(0)
-    assert np.linalg.norm(centres[0] - centres[1]) > 3 * place[:20].std()
+    assert np.linalg.norm(centres[0] - centres[1]) > 3 * place[:20].std(axis=0).max()
 
 
 def test_svgs_of_one_page_share_no_id_name_nothing_outside_and_take_its_colours() -> None:

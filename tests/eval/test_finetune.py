@@ -313,8 +313,12 @@ def test_mistakes_are_answered_before_the_time_is_spent(make: Make, place: Path,
         finetune(replace(make(), encoder=""))
     with pytest.raises(ConfigError, match="shorter than a crop"):
         finetune(make(crop_s=60.0))
+    with pytest.raises(ConfigError, match=r"--crop-s 0.01 is shorter"):
+        finetune(make(crop_s=0.01))
+    wrong = make("wrong", select="mae")
     with pytest.raises(ConfigError, match=r"--select mae has no value"):
-        finetune(make(select="mae"))
+        finetune(wrong)
+    assert not wrong.out.exists()  # before the first step
 
 
 def test_two_processes_give_what_one_gives(make: Make, tmp_path: Path) -> None:
@@ -333,7 +337,7 @@ def test_two_processes_give_what_one_gives(make: Make, tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     # What torchrun says to its processes; on a CPU `accelerate launch` starts one alone.
     ranks = [
         subprocess.Popen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecgfm.encoders.resnet1d import ResNet1d
+from ecgfm.encoders.vit import ViT
 from ecgfm.errors import CheckpointError, ConfigError
 from ecgfm.eval import finetune_state as states
 from ecgfm.eval.finetune_config import Finetune, Input, Phase, command_line
@@ -30,9 +32,9 @@ def test_one_cycle_is_that_of_torch() -> None:
     phase = Phase(steps=40, lr=1e-2, schedule="one-cycle")
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([weight], lr=1.0, betas=(0.9, 0.99))
-    # Torch counts from 0 to total_steps - 1, and its first part ends one step earlier than ours: 41 steps, 11 / 41.
+    # Torch counts from 0 to total_steps - 1, and its first part ends one step earlier than ours: 41 steps, 13 / 41.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 1e-2, total_steps=41, pct_start=11 / 41, div_factor=25, final_div_factor=1e5 / 25
+        optimizer, 1e-2, total_steps=41, pct_start=13 / 41, div_factor=25, final_div_factor=1e4
     )
     for step in range(41):
         group = optimizer.param_groups[0]
@@ -148,6 +150,14 @@ def test_without_a_study_the_network_is_the_classifier(head: str) -> None:
     torch.testing.assert_close(network(None, network.encode(SIGNAL)), model(SIGNAL), rtol=0, atol=0)
 
 
+def test_a_register_is_what_a_head_is_given_where_pretraining_made_it_the_features() -> None:
+    encoder = small_encoder(ViT.Config(width=16, depth=1, num_heads=2, patch_samples=50, pooling="register"))
+    model = ECGClassifier.from_pretrained(encoder, labels=["a"])
+    tokens_BND, features_BD = Network(model, Input()).encode(SIGNAL)
+    torch.testing.assert_close(features_BD, model.encoder.features(SIGNAL), rtol=0, atol=0)
+    assert not torch.allclose(features_BD, tokens_BND.mean(dim=1))
+
+
 def test_absent_leads_are_zero_after_normalisation() -> None:
     model = classifier()
     network = Network(model, Input(leads=("v2", "II")))
@@ -201,6 +211,23 @@ def test_another_dropout_keeps_weights_and_answers() -> None:
     assert torch.equal(changed(SIGNAL), model(SIGNAL))
     assert {each.p for each in changed.head.modules() if isinstance(each, torch.nn.Dropout)} == {0.4}
     assert with_dropout(changed, 0.4) is changed
+
+
+def test_verma_s_rates_are_those_of_its_code() -> None:
+    # By group from the head to the first layers: 1e-2; slice(1e-3) with a tenth at the first; slice(1e-6, 1e-4).
+    presets = runpy.run_path("recipes/finetune.py")["PRESETS"]
+    model = classifier("concat")
+    for phase, wanted in (
+        ("frozen", [1e-2]),
+        ("gradual", [1e-3, 1e-4]),
+        ("full", [1e-4, 1e-6]),
+    ):
+        model.unfreeze_({"frozen": 1, "gradual": 3, "full": 3}[phase], most=2)
+        settings_of_phase = getattr(presets["verma"], phase)
+        optimizer = build_optimizer(model, settings_of_phase, presets["verma"].groups)
+        shares = sorted({group["share"] for group in optimizer.param_groups})
+        top = max(settings_of_phase.rate(step, 100) for step in range(100))
+        assert [top * shares[-1], top * shares[0]][: len(wanted)] == pytest.approx(wanted)
 
 
 def test_the_phases_of_each_method() -> None:

@@ -301,7 +301,7 @@ def test_a_label_without_contrast_keeps_its_threshold_and_the_benchmark_always_a
     target = np.asarray([[1.0, 0.0], [0.0, 0.0], [np.nan, 0.0]])
     probability = np.asarray([[0.4, 0.2], [0.1, 0.3], [0.9, 0.1]])
     chosen = choose_thresholds(target, probability)
-    assert chosen.tolist() == [0.4, 0.5]
+    assert chosen.tolist() == [0.25, 0.5]  # midway between 0.4 and 0.1
     assert answers(probability, chosen).tolist() == [[True, False], [False, False], [True, False]]
     assert answers(probability, chosen, at_least_one=True).tolist() == [[True, False], [False, True], [True, False]]
 
@@ -330,3 +330,18 @@ def test_what_cannot_be_evaluated_is_refused(change: dict[str, object], message:
     }
     with pytest.raises(ConfigError, match=message):
         evaluate(**given, draws=3)  # type: ignore[arg-type]
+
+
+def test_the_interval_of_the_calibration_error_holds_its_value_though_resamples_are_worse() -> None:
+    draw = np.random.default_rng(0)
+    probability = draw.random((300, 1))
+    target = (draw.random((300, 1)) < probability).astype(np.float64)  # calibrated: the error is the bins' noise
+    patients = [f"p{number}" for number in range(300)]
+    draws = figures(
+        "multilabel", target, probability, with_the_data(patient_weights(patients, 200, 0)), ("a",)
+    ).by_class["ece"][:, 0]
+    assert (draws[1:] > draws[0]).mean() > 0.8
+    found = evaluate("multilabel", target, probability, patients, labels=("a",), draws=200).macro["ece"]
+    shifted = np.sort(draws) - np.median(draws) + draws[0]
+    assert found.value == draws[0] and found.low == pytest.approx(max(0, np.quantile(shifted, 0.025)))
+    assert found.high == pytest.approx(np.quantile(shifted, 0.975)) and found.low < found.value < found.high

@@ -11,6 +11,7 @@ from sklearn.decomposition import PCA
 
 from ecgfm.errors import ConfigError
 from ecgfm.eval.bootstrap import Interval
+from ecgfm.eval.curve_plots import layout
 from ecgfm.eval.plots import plot_features, plot_probe, save
 from ecgfm.eval.probe import Result
 
@@ -19,7 +20,8 @@ def test_features_are_placed_by_their_principal_components() -> None:
     draw = np.random.default_rng(0)
     features = draw.normal(size=(50, 6)) * [5, 3, 1, 1, 1, 1] + 10
     labels = ["a"] * 30 + ["b"] * 20
-    axes = plot_features(features, labels).axes[0]
+    place, names = layout(features)
+    axes = plot_features(place, labels, names).axes[0]
     reference = PCA(2).fit(features)
     wanted = reference.transform(features)
     got = np.concatenate([np.asarray(item.get_offsets()) for item in axes.collections])
@@ -31,11 +33,11 @@ def test_features_are_placed_by_their_principal_components() -> None:
 
 def test_rare_labels_share_grey() -> None:
     labels = [f"label {number}" for number in range(20) for _ in range(20 - number)]
-    axes = plot_features(np.random.default_rng(0).normal(size=(len(labels), 4)), labels).axes[0]
+    axes = plot_features(np.random.default_rng(0).normal(size=(len(labels), 2)), labels, ("x", "y")).axes[0]
     names = [str(item.get_label()) for item in axes.collections]
     assert len(names) == 8 and names[0] == f"other ({sum(range(1, 14))})"
     with pytest.raises(ConfigError, match="a label for each"):
-        plot_features(np.zeros((5, 2)), ["a"])
+        plot_features(np.zeros((5, 2)), ["a"], ("x", "y"))
 
 
 def test_a_probes_dots_and_bars_are_its_intervals() -> None:
@@ -56,7 +58,7 @@ def test_a_probes_dots_and_bars_are_its_intervals() -> None:
 
 
 def test_saving_makes_the_folder_and_refuses_an_unknown_ending(tmp_path: Path) -> None:
-    figure = plot_features(np.eye(4), ["a"] * 4)
+    figure = plot_features(np.eye(4)[:, :2], ["a"] * 4, ("x", "y"))
     save(figure, tmp_path / "new" / "x.PDF")
     assert (tmp_path / "new" / "x.PDF").read_bytes().startswith(b"%PDF")
     with pytest.raises(ConfigError, match="ending must be one of"):

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from ecgfm.errors import ConfigError
+from ecgfm.eval import report_figures
 from ecgfm.eval.metrics import evaluate
 from ecgfm.eval.predictions import Predictions, read_predictions
 from ecgfm.eval.report import Options, make_page, write_report
-from ecgfm.eval.report_examples import choose
+from ecgfm.eval.report_examples import choose, shards_of
+from ecgfm.shards.manifest import manifest_sha256
 from tests.eval.browser import browser
 
 LABELS = ("AF", "<script>alert(1)</script>", 'cost "$x$" & a very long name of a label that does not end soon')
@@ -163,6 +165,52 @@ def test_label_efficiency_is_drawn_where_evaluations_differ_in_training_records(
     assert ">10</text>" in picture.svg and ">60</text>" in picture.svg
 
 
+def test_of_many_records_a_sample_is_drawn_and_said(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = evaluated("one")
+    (whole,) = make_page([folder], FEW).features
+    monkeypatch.setattr(report_figures, "MOST_DOTS", 20)
+    (some,) = make_page([folder], FEW).features
+    assert "drawn by chance" not in whole.caption and "20 of 60 records, drawn by chance" in some.caption
+    counts = [sum(map(int, re.findall(r"\((\d+)\)</text>", one.svg))) for one in (whole, some)]
+    assert counts == [60, 20]
+    assert make_page([folder], FEW).features == [some]
+
+
+def test_a_record_of_several_labels_is_no_colour_of_its_own(evaluated: Evaluated) -> None:
+    folder = evaluated("one")
+    several = (read_predictions(folder).target_NC[90:] == 1).sum(axis=1)
+    (picture,) = make_page([folder], FEW).features
+    assert f">several labels ({(several > 1).sum()})<" in picture.svg
+    assert f">none of the labels ({(several == 0).sum()})<" in picture.svg
+
+
+def test_recordings_are_only_looked_up_in_the_shards_that_were_evaluated(evaluated: Evaluated, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    (shards / "manifest.json").write_text("{}")
+    folder = evaluated("one", settings={"shards": [str(shards)]})
+    told = {"shards": [{"manifest_sha256": manifest_sha256(shards)}]}
+    (folder / "result.json").write_text(json.dumps(told))
+    assert shards_of(read_predictions(folder), []) == ([shards], "")
+    (shards / "manifest.json").write_text("{ }")
+    model = read_predictions(folder)
+    found, why = shards_of(model, [])
+    assert found == [] and "have changed since the evaluation" in why
+    with pytest.raises(ConfigError, match="not those that were evaluated"):
+        shards_of(model, [shards])
+
+
+def test_the_title_is_the_tasks_and_every_figure_is_explained(evaluated: Evaluated, tmp_path: Path) -> None:
+    folder = evaluated("one")
+    (folder / "result.json").write_text(json.dumps({"task": {"title": "Statements of PTB-XL"}}))
+    page = make_page([folder], FEW)
+    assert page.title == "Statements of PTB-XL: one"
+    assert set(page.named) == {*page.macro, *page.per_class} and "sensitivity" in page.named
+    text = write_report([folder], tmp_path / "x.html", FEW).read_text()
+    for name in page.named:
+        assert f"<dt>{page.names[name][0]}</dt><dd>{page.names[name][1]}</dd>" in text
+
+
 def test_examples_are_the_surest_right_and_wrong_answers(evaluated: Evaluated) -> None:
     model: Predictions = read_predictions(evaluated("one"))
     rows = model.rows("test").tolist()
@@ -200,6 +248,14 @@ def test_what_is_no_evaluation_is_refused_with_the_fix(evaluated: Evaluated, tmp
     for number, (change, words) in enumerate(broken):
         with pytest.raises(ConfigError, match=words):
             make_page([evaluated(f"bad-{number}", **change)], FEW)
+    whole = (one / "predictions.npz").read_bytes()
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    lone = (tmp_path / "array.npy").read_bytes()
+    for content in (b"", whole[: len(whole) // 2], whole[:2000] + b"x" * 50 + whole[2050:], lone):
+        folder = evaluated(f"half-{len(content)}")
+        (folder / "predictions.npz").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"predictions\.npz cannot be read.*evaluate again"):
+            make_page([folder], FEW)
     with pytest.raises(ConfigError, match="another question"):
         make_page([one, evaluated("others", labels_C=np.asarray(["a", "b", "c"]))], FEW)
     with pytest.raises(ConfigError, match=r"holds no predictions\.npz"):
@@ -244,6 +300,9 @@ def test_the_page_in_a_real_browser(evaluated: Evaluated, tmp_path: Path) -> Non
                 }).map((text) => text.textContent)"""
             )
             assert cut == []
+            if width == 1280:  # on a desk, the figures and differences of two evaluations need no scrolling
+                over = "[...document.querySelectorAll('#results .scroll')].map((at) => at.scrollWidth - at.clientWidth)"
+                assert page.evaluate(over) == [0, 0]
             button = page.locator("#labels thead button").nth(1)
             counts = "[...document.querySelectorAll('#labels tbody tr')].map((row) => Number(row.cells[1].textContent))"
             before = page.evaluate(counts)
@@ -253,7 +312,7 @@ def test_the_page_in_a_real_browser(evaluated: Evaluated, tmp_path: Path) -> Non
             assert page.evaluate(counts) == sorted(before)
             assert page.locator("#labels th[aria-sort=ascending]").count() == 1
             page.evaluate("dispatchEvent(new Event('beforeprint'))")
-            assert page.locator("details[open]").count() == 1
+            assert page.locator("details[open]").count() == page.locator("details").count() == 2
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             assert len(page.screenshot(full_page=True)) > 20_000
             assert errors == []

@@ -5,7 +5,9 @@ LFS batch with its uploads, commit, branches and tags, revision, tree, and resol
 memory. `faults` make it fail as the real one may: a status code, a cut connection, other bytes than were stored.
 
     with HubServer() as hub:
-        subprocess.run(..., env=os.environ | hub.environment(token="hf_alice"))
+        subprocess.run(..., env=os.environ | hub.environment(home, token="hf_alice_may_write"))
+
+    python -m tests.hub.hub_server HOME     # prints those variables as JSON, and serves until its stdin ends
 
 Source: the requests of huggingface_hub 0.36 and 2.4, and https://huggingface.co/docs/hub/api.
 """
@@ -16,6 +18,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -476,3 +479,15 @@ class _Handler(BaseHTTPRequestHandler):
         first, last = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         self._send(content[first : last + 1], 206, headers)
+
+
+def main() -> None:
+    """Serve alice until stdin ends, with the client's cache in the folder that the command line names."""
+    token = next(iter(TOKENS))
+    with HubServer() as hub:
+        print(json.dumps(hub.environment(Path(sys.argv[1]), token)), flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

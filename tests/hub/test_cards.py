@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, constants
 
 from ecgfm import ECGClassifier, ECGEncoder, config
 from ecgfm.errors import ConfigError
-from ecgfm.hub.card import Provenance, model_card, with_results
+from ecgfm.hub.card import Provenance, model_card, with_fine_tuning, with_results
 from ecgfm.hub.digest import weights_sha256
 from ecgfm.hub.publish import prepare
 from ecgfm.hub.recipe_notes import notes_of, pretraining_recipes, read_notes
@@ -252,6 +252,44 @@ def test_a_classifiers_card_says_what_its_encoder_saw(
     assert "What it saw in pretraining is not recorded" in unknown
 
 
+def test_a_published_classifiers_card_says_what_it_was_fine_tuned_on(
+    encoder: ECGEncoder, tmp_path: Path, validator: None
+) -> None:
+    encoder.card = card(encoder)
+    ECGClassifier.from_pretrained(encoder, labels=["a", "b"]).save_pretrained(tmp_path / "out" / "classifier")
+    write_finetuned(
+        tmp_path / "out",
+        shards=[
+            {"folder": "/home/somebody/ludb", "database": "ludb", "licence": "ODC-By-1.0", "manifest_sha256": "ab"}
+        ],
+        examples={"train": {"records": 1200, "patients": 900, "a": 30, "b": 4}},
+        splits_share_no_patient=True,
+    )
+    result = tmp_path / "out" / "result.json"
+    prepare(
+        tmp_path / "out" / "classifier", tmp_path / "ready", "me/ecg", results=read_results(result), fine_tuning=result
+    )
+    text = (tmp_path / "ready" / "README.md").read_text(encoding="utf-8")
+    ModelCard(text).validate()
+    assert ModelCard(text).data["datasets"] == ["ludb", "ptb-xl"]  # the encoder's, and its own
+    assert "| train | 1,200 | 900 | 30 a, 4 b |" in text and "| ludb | ODC-By-1.0 | ab |" in text
+    assert "| patients of two parts | none |" in text and "somebody" not in text
+    again = with_fine_tuning(text, json.loads(result.read_text()))
+    assert again == text and text.count("## Fine-tuning") == 1
+
+
+def test_pretraining_databases_of_a_classifier_are_not_taken_from_its_fine_tuning(
+    encoder: ECGEncoder, tmp_path: Path
+) -> None:
+    ECGClassifier.from_pretrained(encoder, labels=["a", "b"]).save_pretrained(tmp_path / "out" / "classifier")
+    result = write_finetuned(tmp_path / "out") / "result.json"
+    prepare(
+        tmp_path / "out" / "classifier", tmp_path / "ready", "me/ecg", results=read_results(result), fine_tuning=result
+    )
+    text = (tmp_path / "ready" / "README.md").read_text(encoding="utf-8")
+    assert "0.900 (0.850 to 0.950)" in text and "Pretraining read ptb-xl" not in text
+
+
 def _settings(encoder: ECGEncoder) -> dict[str, Any]:
     return {"encoder": config.to_dict(encoder.encoder.config), "signal": config.to_dict(encoder.signal)}
 
@@ -260,6 +298,7 @@ def test_a_supervised_encoders_card_says_that_it_read_labels(encoder: ECGEncoder
     provenance = Provenance(run=RUN | {"objective": {"kind": "supervised"}}, state={"step": 1, "shards": SHARDS})
     text = model_card("x", config.to_dict(encoder.encoder.config), encoder.signal, 1, provenance)
     assert "Pretraining read signals and labels of ptb-xl" in text
+    assert "It was trained on labels" in text and "It was not trained to name" not in text
 
 
 def test_compute_is_added_up_from_the_speeds_that_were_logged(encoder: ECGEncoder) -> None:
@@ -268,12 +307,13 @@ def test_compute_is_added_up_from_the_speeds_that_were_logged(encoder: ECGEncode
         {"step": 2, "records_per_s": 32.0, "tflops": 0.5, "memory_gb": 3.0},
         {"step": 10, "records_per_s": 256.0, "tflops": 2.0, "memory_gb": 2.0},
     ]
-    provenance = Provenance(run=RUN, state={"step": 10, "shards": SHARDS}, metrics=metrics)
+    provenance = Provenance(run=RUN, state={"step": 10, "shards": SHARDS, "world_size": 8}, metrics=metrics)
     text = model_card("x", config.to_dict(encoder.encoder.config), encoder.signal, 1, provenance)
     seconds = 2 * 64 / 32 + 8 * 64 / 256  # 4 and 2
     assert f"| time in training steps | {seconds:.1f} s |" in text
     assert f"| operations | {(4 * 0.5 + 2 * 2.0) * 1e12:.2e} floating-point" in text
     assert "| memory of a process, at most | 3.00 GB |" in text
+    assert "| processes | 8 |" in text
 
 
 def test_ages_are_the_percentiles_of_the_people(encoder: ECGEncoder) -> None:

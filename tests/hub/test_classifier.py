@@ -379,3 +379,56 @@ def test_settings_survive_json() -> None:
 def test_a_signal_that_is_no_ecg_is_refused_as_by_the_encoder(model: ECGClassifier, ecg: Any) -> None:
     with pytest.raises(SignalError, match="unit='uV' would fit"):
         model.predict_proba(ecg * 1e3, **HOW)
+
+
+def test_the_loss_leaves_out_what_is_not_known(encoder: ECGEncoder, ecg: NDArray[np.float64]) -> None:
+    windows_BLT = torch.from_numpy(np.stack([ecg, ecg[::-1].copy()])).float()
+    nan = float("nan")
+    model = ECGClassifier.from_pretrained(encoder, labels=["a", "b"])
+    torch.nn.init.normal_(model.head.get_parameter("out.weight"), generator=torch.Generator().manual_seed(0))
+    logits_BC = model(windows_BLT)
+    one = torch.nn.functional.binary_cross_entropy_with_logits(logits_BC[0, 1], torch.tensor(1.0))
+    torch.testing.assert_close(model.loss(windows_BLT, torch.tensor([[nan, 1.0], [nan, nan]])), one)
+    nothing = model.loss(windows_BLT, torch.full((2, 2), nan))
+    nothing.backward()  # type: ignore[no-untyped-call]
+    assert nothing == 0
+    several = ECGClassifier.from_pretrained(encoder, labels=["a", "b"], kind="multiclass")
+    several.head.load_state_dict(model.head.state_dict())
+    wanted = torch.nn.functional.cross_entropy(logits_BC, torch.tensor([1, 0]))
+    torch.testing.assert_close(several.loss(windows_BLT, torch.tensor([[1], [0]])), wanted)
+    torch.testing.assert_close(several.loss(windows_BLT, torch.tensor([[0, 1], [1, 0]])), wanted)
+    with pytest.raises(ConfigError, match="numbered 0 to 1"):
+        several.loss(windows_BLT, torch.tensor([[2], [0]]))
+    with pytest.raises(ConfigError, match="targets have shape"):
+        model.loss(windows_BLT, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp2"])
+def test_features_of_any_size_are_as_easy_to_learn_from(encoder: ECGEncoder, head: HeadKind) -> None:
+    """Weights of an encoder whose features are a thousandth: what a layer on them learns must not be."""
+    draw = torch.Generator().manual_seed(0)
+    features = 3.0 + torch.randn(64, encoder.encoder.config.width, generator=draw)
+    features[:, 1] = 0.25  # never varies
+    target = (features[:, :1] > 3).float()
+    losses = []
+    for size in (1.0, 0.001):
+        model = ECGClassifier.from_pretrained(encoder, labels=["a"], head=head, unfreeze="head")
+        model.standardise_features_(size * features)
+        optimizer = torch.optim.Adam(model.head.parameters(), lr=0.01)
+        for _ in range(30):
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                model.logits(torch.empty(64, 0, 0), size * features), target
+            )
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] < 0.5
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_features_of_another_width_are_refused(encoder: ECGEncoder) -> None:
+    model = ECGClassifier.from_pretrained(encoder, labels=["a"])
+    for features in (torch.zeros(5, 3), torch.zeros(1, encoder.encoder.config.width)):
+        with pytest.raises(ConfigError, match="features must have shape"):
+            model.standardise_features_(features)

@@ -147,3 +147,23 @@ def test_folders_and_records_that_are_not_there_are_refused(preprocessor: ECGPre
     (tmp_path / "b.hea").touch()
     with pytest.raises(ConfigError, match="1 records have no target, the first is b"):
         ECGDataset.from_wfdb(tmp_path, preprocessor=preprocessor, targets={"c": 1.0})
+
+
+def test_targets_of_a_table_go_by_its_index(contract: SignalContract, ecg_data: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    make = ECGPreprocessor(contract)
+    paths = [ecg_data / "ludb" / "data" / name for name in ("10", "2", "1")]
+    column = pandas.Series({1: 1.0, 2: 2.0, 10: 10.0, 11: 11.0})
+    for targets in (column, column.to_dict(), column.to_frame()):
+        data = ECGDataset.from_wfdb(paths, preprocessor=make, targets=targets)
+        assert data.target_NC is not None and data.target_NC[:, 0].tolist() == [10.0, 2.0, 1.0]
+    with pytest.raises(ConfigError, match="its index"):
+        ECGDataset.from_wfdb(paths, preprocessor=make, targets=column.reset_index(drop=True)[:3])
+
+
+def test_targets_that_are_no_numbers_and_other_preprocessors_are_refused(contract: SignalContract) -> None:
+    how: dict[str, Any] = {"rate_hz": 500, "leads": LEADS, "unit": "mV"}
+    with pytest.raises(ConfigError, match="must be numbers"):
+        ECGDataset.from_arrays(np.ones((1, 12, 5000)), **how, preprocessor=ECGPreprocessor(contract), targets=["AF"])
+    with pytest.raises(ConfigError, match=r"give encoder\.preprocessor"):
+        ECGDataset.from_arrays(np.ones((1, 12, 5000)), **how, preprocessor="out/encoder")  # type: ignore[arg-type]

@@ -312,3 +312,20 @@ def test_a_device_that_is_not_there_is_refused(encoder: ECGEncoder, tmp_path: Pa
     encoder.save_pretrained(tmp_path / "encoder")
     with pytest.raises(ContractError, match=f"device '{device}' cannot be used: .*; 'cpu' always can"):
         ECGEncoder.from_pretrained(tmp_path / "encoder", map_location=device)
+
+
+def test_lead_names_may_be_an_array_and_records_an_array_of_objects(
+    encoder: ECGEncoder, ecg: NDArray[np.float64]
+) -> None:
+    ragged = np.empty(2, dtype=object)
+    ragged[:] = [ecg, ecg[:, :3000]]
+    features_BD = encoder.embed(ragged, rate_hz=500.0, leads=np.array(LEADS), unit="mV")  # type: ignore[arg-type]
+    as_list_BD = encoder.embed(list(ragged), rate_hz=500.0, leads=LEADS, unit="mV")
+    torch.testing.assert_close(features_BD, as_list_BD, rtol=0, atol=0)
+
+
+def test_a_name_that_the_hub_cannot_have_is_refused_without_asking_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ecgfm.hub.fetch.hf_hub_download", lambda *words, **options: pytest.fail("the Hub was asked"))
+    for name in ("encoder", "out/runs/encoder", "./encoder"):
+        with pytest.raises(ContractError, match="neither a folder nor a name on the Hub"):
+            ECGEncoder.from_pretrained(name)

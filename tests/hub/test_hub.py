@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -25,6 +26,9 @@ from tests.hub.test_export import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 ALICE, BOB = "hf_alice_may_write", "hf_bob_is_another"
+OLD_CLIENT = pytest.mark.skipif(
+    huggingface_hub.__version__.startswith("0."), reason="huggingface_hub before 1.0 tries neither again"
+)
 Answer = dict[str, Any]
 Ask = Callable[..., Answer]
 
@@ -69,7 +73,9 @@ class Client:
 def clean() -> dict[str, str]:
     """Return this process's environment without what a user's Hub would be."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # Another version of the client may lie on the path.
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +251,7 @@ def test_what_is_not_there_is_told_apart(hub: HubServer, ask: Ask, folder: Path)
     assert not [path for _, path, _ in hub.requests if "pytorch_model" in path]
 
 
+@OLD_CLIENT
 def test_a_busy_hub_is_asked_again(hub: HubServer, ask: Ask, folder: Path) -> None:
     hub.fault(Fault(method="POST", path="/preupload/", status=503))
     hub.fault(Fault(method="PUT", path="/lfs/", status=500))
@@ -268,6 +275,7 @@ def test_a_hub_that_refuses_or_fails_is_said(hub: HubServer, ask: Ask, folder: P
     assert str(status) in answer["message"]
 
 
+@OLD_CLIENT
 def test_a_connection_that_breaks_goes_on_where_it_was(
     hub: HubServer, ask: Ask, contract: SignalContract, tmp_path: Path
 ) -> None:

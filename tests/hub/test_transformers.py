@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from ecgfm import ECGEncoder
 from ecgfm.errors import ContractError
 from ecgfm.leads import LEADS
 
+HOW: dict[str, Any] = {"rate_hz": 500, "leads": LEADS, "unit": "mV"}
+
 transformers = pytest.importorskip("transformers")
 
 
@@ -24,13 +27,15 @@ def test_auto_model_gives_the_encoders_features(encoder: ECGEncoder, ecg: NDArra
     encoder.save_pretrained(tmp_path)
     model = transformers.AutoModel.from_pretrained(tmp_path, trust_remote_code=False)
     assert isinstance(model, registered.ECGModel) and not model.training
-    windows_BLT, _ = encoder.preprocessor.windows(ecg, rate_hz=500, leads=LEADS, unit="mV")
+    windows_BLT, _ = encoder.preprocessor.windows(ecg, **HOW)
     with torch.no_grad():
         got = model(torch.from_numpy(windows_BLT))
-    assert torch.equal(got.pooler_output, encoder.embed(ecg, rate_hz=500, leads=LEADS, unit="mV"))
+    assert torch.equal(got.pooler_output, encoder.embed(ecg, **HOW))
     assert got.last_hidden_state.shape == (1, 100, 16)
     settings = transformers.AutoConfig.from_pretrained(tmp_path)
     assert settings.encoder["width"] == 16 and settings.signal["rate_hz"] == 500.0
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(ECGEncoder.from_pretrained(tmp_path / "again", check=True).embed(ecg, **HOW), got.pooler_output)
 
 
 def test_its_refusals_are_ours(encoder: ECGEncoder, tmp_path: Path) -> None:
