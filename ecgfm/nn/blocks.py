@@ -154,7 +154,7 @@ def blocks(width: int, depth: int, num_heads: int, mlp_ratio: float, *, rotary: 
                 mlp_ratio=mlp_ratio,
                 qkv_bias=False,
                 proj_bias=False,
-                norm_layer=partial(nn.LayerNorm, eps=NORM_EPS, bias=False),  # type: ignore[arg-type]
+                norm_layer=partial(nn.LayerNorm, eps=NORM_EPS, bias=False),
             )
             for _ in range(depth)
         )

@@ -26,14 +26,12 @@ from ecgfm.objectives.base import Objective, build_objective
 from ecgfm.train.cost import Operations, by_formula, counted
 from ecgfm.train.cost_trace import PRODUCTS, Traces, traces
 from ecgfm.train.engine import recompute_
-from ecgfm.train.engine_config import MASTERS, EngineConfig, deepspeed_settings, read_extra
+from ecgfm.train.engine_config import LARGEST_BUCKET, MASTERS, EngineConfig, deepspeed_settings, read_extra
 from ecgfm.train.flops import usual_views
 from ecgfm.train.hardware import NODE_LATENCY_US, Gpu, Network
 from ecgfm.train.run import Run
 
 STAGES = (0, 1, 2, 3)
-BUCKET = 500_000_000
-"""DeepSpeed's reduce_bucket_size."""
 GATHERED = 1_000_000_000
 """Its stage3_max_live_parameters and stage3_max_reuse_distance."""
 LARGEST = 1 << 16
@@ -106,7 +104,7 @@ class States:
     @property
     def total(self) -> float:
         """All of them."""
-        return sum(getattr(self, each.name) for each in fields(self))
+        return float(sum(getattr(self, each.name) for each in fields(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +269,11 @@ def states(weights: Weights, engine: EngineConfig, stage: int, gpus: int) -> Sta
     at_once = 0.0
     if stage == 3:
         at_once = size * min(weights.total, GATHERED) * (gpus > 1)
-    bucket = float((read_extra(engine).get("zero_optimization") or {}).get("reduce_bucket_size", BUCKET))
+    bucket = float(
+        (read_extra(engine).get("zero_optimization") or {}).get(
+            "reduce_bucket_size", LARGEST_BUCKET if stage == 3 else min(trained, LARGEST_BUCKET)
+        )
+    )
     # Of autocast there are two types of gradients.
     types = 2 if engine.precision == "bfloat16" and weights.low < trained else 1
     return States(

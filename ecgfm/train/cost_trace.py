@@ -118,7 +118,7 @@ def traces(objective: Objective, views: Batch, engine: EngineConfig) -> Traces:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     weights_: torch.dtype | None = {"bfloat16-weights": torch.bfloat16, "float16": torch.float16}.get(engine.precision)
     with mode, torch.no_grad():
-        objective._apply(lambda weight: _fake(weight, weights_))
+        objective._apply(lambda weight: _fake(weight, weights_))  # type: ignore[no-untyped-call]
     with mode, torch.no_grad():  # what is made once, such as positions, belongs to no step
         objective(_rows(views, ROWS[0], mode), Progress(step=0, schedule_steps=1))
     low, high = (_trace(objective, _rows(views, rows, mode), engine, mode) for rows in ROWS)
@@ -156,8 +156,8 @@ def _trace(objective: Objective, views: Batch, engine: EngineConfig, mode: FakeT
 def attention_of_torch() -> Iterator[None]:
     """Leave attention to torch, as on a GPU; on a CPU the blocks write it out where torch's is slow."""
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, sees: Tensor | None = None) -> Tensor:
-        return functional.scaled_dot_product_attention(query, key, value, attn_mask=sees)
+    def attend(query_BHNE: Tensor, key_BHNE: Tensor, value_BHNE: Tensor, sees_B1NN: Tensor | None = None) -> Tensor:
+        return functional.scaled_dot_product_attention(query_BHNE, key_BHNE, value_BHNE, attn_mask=sees_B1NN)
 
     written = blocks.attend
     blocks.attend = attend
@@ -167,7 +167,7 @@ def attention_of_torch() -> Iterator[None]:
         blocks.attend = written
 
 
-class _Note(TorchDispatchMode):
+class _Note(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes each operation.
 
     Args:
@@ -175,7 +175,7 @@ class _Note(TorchDispatchMode):
     """
 
     def __init__(self, objective: Objective) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tracker = ModuleTracker()
         self.work = {kind: [0.0, 0.0, 0.0] for kind in KINDS}
         self.fused_bytes = self.fused_kernels = self.saved = self.live = self.peak = 0.0

@@ -24,7 +24,7 @@ from ecgfm.nn.norms import BatchNorm
 from ecgfm.nn.recompute import Blocks
 from ecgfm.objectives.base import Losses, Objective, Progress
 from ecgfm.train.averages import build_averages, gather_lasting, piece_of, split_groups_
-from ecgfm.train.engine_config import MASTERS, EngineConfig, deepspeed_settings
+from ecgfm.train.engine_config import LARGEST_BUCKET, MASTERS, EngineConfig, deepspeed_settings
 from ecgfm.train.world import World, import_deepspeed
 
 ENGINE = "engine.safetensors"
@@ -32,8 +32,6 @@ ENGINE = "engine.safetensors"
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What DeepSpeed's loss scaler remembers."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
-LARGEST_BUCKET = 500_000_000
-"""Gradients that ZeRO sums over the ranks at once, DeepSpeed's own default."""
 
 
 class Engine:

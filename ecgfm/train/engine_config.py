@@ -17,6 +17,8 @@ FREE_ENGINE = ("timeout_min", "offload", "checkpoint_activations", "compile", "c
 """Settings that a run may change when it goes on: they change how, and nothing beyond the rounding."""
 MASTERS = ("bfloat16-weights", "float16")
 """Precisions whose weights are of 16 bits, beside float32 masters."""
+LARGEST_BUCKET = 500_000_000
+"""Gradients that ZeRO sums over the ranks at once, DeepSpeed's own default; stages 1 and 2 need no more than all."""
 OURS = (
     "train_batch_size",
     "optimizer",
