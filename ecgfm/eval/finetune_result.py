@@ -141,7 +141,7 @@ def write_outcome(
             }
             for folder, digest, manifest in zip(settings.shards, bench.content, bench.shards.manifests, strict=True)
         ],
-        "examples": bench.examples.counts(),
+        "examples": bench.examples.subset(np.sort(np.concatenate(list(bench.places.values())))).counts(),
         "left_out": dict(bench.examples.left_out),
         "refused": {
             "records": len(bench.signals.refused),
