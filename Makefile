@@ -9,7 +9,10 @@ DATA ?=
 DATABASE ?= synthetic
 OUT ?= demo/$(DATABASE)
 
-.PHONY: demo test test-cluster torture mutants check fix golden setup clean
+# `make bench SHARDS='shards/ludb shards/georgia'` measures on real recordings instead of synthetic ones.
+SHARDS ?=
+
+.PHONY: demo test bench test-cluster torture mutants check fix golden setup clean
 
 setup: $(READY)
 
@@ -27,6 +30,10 @@ demo: $(READY)
 # Without reordering: tests/conftest.py puts the longest files first, xdist those with most tests.
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+# Everything that has a speed, against what it is compared with; on a CPU some ten minutes.
+bench: $(READY)
+	$(BIN)/python tools/bench.py $(if $(SHARDS),--shards $(SHARDS))
 
 # The scripts of slurm/ under a real Slurm of two nodes on this machine, and two machines that are network namespaces;
 # some ten minutes on two cores.

@@ -32,8 +32,9 @@ class Bench:
     """Measure everything that has a speed."""
 
     shards: tuple[Path, ...] = ()
-    """Folders that tools/convert.py wrote, for the loader and the step end to end; without them those rows are left
-    empty."""
+    """Folders that tools/convert.py wrote, for the loader and the step end to end; synthetic ones by default."""
+    records: int = 900
+    """Synthetic recordings, where no shards are given."""
     sizes: tuple[str, ...] = ()
     """Vision transformers to step; xs and s on a CPU, s and b on a GPU."""
     quick: bool = False
@@ -43,47 +44,68 @@ class Bench:
 
 
 def main() -> None:
-    """Run all, and print what they say in one table."""
+    """Find shards or make them, and measure."""
     settings = tyro.cli(Bench, description=__doc__)
+    with tempfile.TemporaryDirectory(prefix="ecgfm-bench-") as folder:
+        measure(settings, settings.shards or (synthetic(Path(folder), settings.records),))
+
+
+def synthetic(folder: Path, records: int) -> Path:
+    """Return shards of synthetic recordings, in a few files as a database has them."""
+    recordings, shards = folder / "recordings", folder / "shards"
+    for name, *words in (
+        ["synthesise.py", str(recordings), "--records", str(records)],
+        ["convert.py", "synthetic", str(recordings), str(shards), "--records-per-shard", str(max(records // 4, 1))],
+    ):
+        subprocess.run([sys.executable, str(HERE / name), *words], check=True)
+    return shards
+
+
+def measure(settings: Bench, shards: tuple[Path, ...]) -> None:
+    """Run all, and print what they say in one table."""
     on_gpu = torch.cuda.is_available()
     device = ["--device", "cuda" if on_gpu else "cpu"]
-    shards = ["--shards", *map(str, settings.shards)] if settings.shards else []
     quick = ["--repeats", "1"] if settings.quick else []
     sizes = settings.sizes or (("s", "b") if on_gpu else ("xs", "s"))
     few = ["--batch-size", "4"] if settings.quick else []
-    commands = []
-    if settings.shards:
-        commands.append(["bench_loader.py", *map(str, settings.shards)])
+    commands = [["bench_loader.py", *map(str, shards), *(["--rounds", "1", "--epochs", "3"] if settings.quick else [])]]
     for number, size in enumerate(sizes):
         # What an engine and an objective cost beside a step is told once, of the smallest: there it is most.
         parts = ["step", "objectives", "engine", "loading"] if number == 0 else ["step"]
         compiled = ["--compile"] if on_gpu else []
-        words = ["--size", size, *device, *quick, *few, *compiled, "--parts", *parts, *(shards if number == 0 else [])]
+        words = [
+            "--size",
+            size,
+            *device,
+            *quick,
+            *few,
+            *compiled,
+            "--parts",
+            *parts,
+            *(["--shards", *map(str, shards)] if number == 0 else []),
+        ]
         commands.append(["bench_step.py", *words])
     commands.append(["bench_embed.py", "--size", sizes[0], *device, *quick, *few])
-    if (HERE / "bench_kernels.py").is_file():
-        commands.append(["bench_kernels.py"])
+    commands.append(["bench_kernels.py"])
     rows: list[Row] = []
     for words in commands:
         rows += run(words)
-    if not settings.shards:
-        rows.append(Row(what="loader", baseline="a DataLoader over arrays in memory", aim=10, note="needs --shards"))
     if not on_gpu:
         rows += [Row(**{**vars(row), "note": "needs a GPU"}) for row in ON_A_GPU]
     show(rows, f"torch {torch.__version__}, {torch.get_num_threads()} threads, GPU: {on_gpu}", settings.out)
 
 
 def run(words: list[str]) -> list[Row]:
-    """Run a bench; return its rows. One that writes none has printed a table of its own."""
+    """Run a bench; return its rows."""
     Console().rule(" ".join(words), align="left")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
         command = [sys.executable, str(HERE / words[0]), *words[1:]]
-        named = ["--out", str(out)] if "    out: Path" in (HERE / words[0]).read_text(encoding="utf-8") else []
-        done = subprocess.run([*command, *named], check=False)
+        done = subprocess.run([*command, "--out", str(out)], check=False)
         if done.returncode:
             return [Row(what=words[0], baseline="", note=f"ended with status {done.returncode}")]
-        return read_rows(out) if out.is_file() else [Row(what=words[0], baseline="", note="see its own table above")]
+        found: list[Row] = read_rows(out)
+        return found
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ What did not help, or is small, and why:
 - On a CPU nothing is gained by a kernel, and the references run. What is gained there is that the context encoder's
   patches are taken before they are multiplied: with a fifth of the patches kept, forward and backward of the embedding
   take 0.13 to 0.2 of the time of a convolution of all of them and a gather, in float32 and under bfloat16 autocast (one
-  core, ViT-S, 16 windows). Of a whole step that is 2 to 4 % of the processor's time, no more than the noise of a busy
-  machine. The full view stays a convolution: the product was 0.8 to 1.5 of its time, from run to run.
+  core, ViT-S, 16 windows). In a whole step it was not resolved. The full view stays a convolution: the product was 0.8
+  to 1.5 of its time, from run to run.
 - All of ingest, assemble and masked_error together move some 6 MB a window less of a ViT-S step, by the counts in their
   files: at 4.8 TB/s 1.2 us of the 42 that a window takes on an H200 at 45 % of its matrix rate, and their launches.
 - The moving average alone, without the 16-bit copy, moves the same 12 bytes a weight as torch._foreach_lerp_ does.
@@ -24,18 +24,21 @@ What did not help, or is small, and why:
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
+import tyro
+from bench_rows import Row, show  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
+from ecgfm import config
 from ecgfm.kernels import assemble, dispatch, ema, ingest, masked_error
 from ecgfm.kernels.ingest import Counts
 from ecgfm.nn.tokens import take
@@ -230,24 +233,33 @@ def embedding(rows: int, device: torch.device) -> dict[str, Run]:
     return {"all patches, then a gather": before, "kept patches alone": now}
 
 
-def main() -> int:
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure the kernels."""
+
+    rows: int | None = None
+    """Windows; 512 on a GPU, 8 on a CPU."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of what is written."""
+    out: Path | None = None
+    """Write the ratios to this file too, as JSON."""
+
+
+def main() -> None:
     """Measure, print, and say which kernel to delete."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=None, help="windows; 512 on a GPU, 8 on a CPU")
-    parser.add_argument("--float32", action="store_true", help="instead of bfloat16")
-    words = parser.parse_args()
+    settings = tyro.cli(Bench, description=__doc__)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = dispatch.triton_runs(torch.empty(0, device=device))
-    rows = words.rows or (512 if device.type == "cuda" else 8)
-    dtype = torch.float32 if words.float32 else torch.bfloat16
+    windows = settings.rows or (512 if device.type == "cuda" else 8)
+    dtype: torch.dtype = getattr(torch, settings.precision)
     console, bandwidth = Console(), copy_gb_s(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    console.print(f"{name}, {rows} windows, {dtype}: a copy moves {bandwidth:,.0f} GB/s", highlight=False)
+    console.print(f"{name}, {windows} windows, {dtype}: a copy moves {bandwidth:,.0f} GB/s", highlight=False)
     if not on_gpu:
         console.print("Triton needs a GPU: references only, of what they need not move too", highlight=False)
     table = Table("what", "us", "floor", "GB/s", "of copy", "reference", "compiled", title="kernels")
-    useless = []
-    for case in cases(rows, device, dtype):
+    rows: list[Row] = []
+    for case in cases(windows, device, dtype):
         runs = {"reference": case.reference}
         if on_gpu:
             runs |= {"kernel": case.kernel} | ({"compiled": case.compiled} if case.compiled else {})
@@ -263,16 +275,19 @@ def main() -> int:
             f"{rate / bandwidth:.0%}",
             *(f"x {rivals[key]:.2f}" if on_gpu and key in rivals else "-" for key in ("reference", "compiled")),
         )
-        if on_gpu and min(rivals.values()) < WORTH:
-            useless.append(case.name)
+        if on_gpu:
+            rival, ratio = min(rivals.items(), key=lambda item: item[1])
+            worth = "" if ratio >= WORTH else "delete it"
+            rows.append(Row(what=f"kernel {case.name}", baseline=rival, ratio=ratio, aim=WORTH, note=worth))
     console.print(table)
-    once = best_s(embedding(rows, device), device)
-    before, now = once.values()
-    console.print(f"embedding of the context encoder: kept patches alone take {now / before:.2f} of all and a gather")
-    if on_gpu:
-        console.print(f"to delete (under x {WORTH}): {', '.join(useless) or 'none'}", highlight=False)
-    return 0
+    if not on_gpu:
+        rows.append(Row(what="kernels", baseline="reference, also compiled", aim=WORTH, note="needs a GPU"))
+    before, now = best_s(embedding(windows, device), device).values()
+    rows.append(
+        Row(what="context embedding, kept patches alone", baseline="all patches, then a gather", ratio=before / now)
+    )
+    show(rows, "kernels", settings.out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    config.run_command(main)

@@ -57,6 +57,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from bench_rows import Row, show  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -93,6 +94,8 @@ class Bench:
     """Length of a window."""
     epochs: int = 20
     """Over which memory is looked at."""
+    out: Path | None = None
+    """Write the ratios to this file too, as JSON."""
 
 
 def main() -> None:
@@ -129,9 +132,38 @@ def main() -> None:
         "Memory is this process's and its workers' own, without files' pages, more than before the way began."
     )
     plain = "WebDataset, np.load, two workers"
-    console.print(f"ours, streamed, to {plain}: {rates['ours, streamed, pipe:cat'] / rates[plain]:.2f}")
     seen = list(_memory_of_epochs(settings, shards, window))
-    console.print(f"ours after epochs 1, 2, {len(seen)}: {seen[0]:.1f}, {seen[1]:.1f}, {seen[-1]:.1f} MB of memory")
+    one, two = rates["ours, one thread ahead"], rates["ours, two threads ahead"]
+    rows = [
+        Row(what="loader, one thread ahead", baseline=first, ratio=one / rates[first], aim=10),
+        Row(what="loader, two threads ahead", baseline=first, ratio=two / rates[first]),
+        Row(
+            what="loader, best of both",
+            baseline="a copy of the same bytes",
+            ratio=max(one, two) / rates[floor],
+            aim=0.5,
+        ),
+        Row(
+            what="loader, with float32 and masks on the CPU",
+            baseline=first,
+            ratio=rates["ours, with float32 and masks"] / rates[first],
+        ),
+        Row(
+            what="loader, streamed, pipe:cat",
+            baseline=plain,
+            ratio=rates["ours, streamed, pipe:cat"] / rates[plain],
+            aim=1.5,
+        ),
+        Row(
+            what=f"loader: memory after {len(seen)} epochs",
+            baseline="after the first",
+            ratio=seen[-1] / seen[0],
+            aim=1.05,
+            at_most=True,
+            note=f"{seen[0]:.0f}, {seen[1]:.0f}, {seen[-1]:.0f} MB after 1, 2, {len(seen)}",
+        ),
+    ]
+    show(rows, "loader", settings.out)
 
 
 def _loader(shards: Shards, settings: Bench, window: int, *, mixed: bool = True, **more: Any) -> Loader:

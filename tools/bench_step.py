@@ -235,7 +235,8 @@ class Ours:
         self.optimizer.zero_grad()
         move_averages_(self.objective, at)
         self.objective.after_step(at)
-        return loss.detach()
+        found: Tensor = loss.detach()
+        return found
 
 
 def counts(rows: int, device: torch.device) -> Batch:
