@@ -15,6 +15,8 @@ Secrets stay out of settings, which are written to run.json: a query is given by
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import selectors
@@ -192,6 +194,9 @@ def _take(command: str, sink: Sink, pace: Pace, silence_s: float) -> str:
     except OSError as error:
         return f"it cannot be started: {error.strerror}"
     assert process.stdout
+    if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux: a pipe holds 64 kB by itself, and each is a switch of processes
+        with contextlib.suppress(OSError):  # more than a user may have in all
+            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, CHUNK_BYTES)
     heard = time.monotonic()
     try:
         with process.stdout as stream, selectors.DefaultSelector() as ready:
