@@ -56,6 +56,9 @@ class JEPA(Objective):
         mask_leads: Literal["together", "apart"] = "together"
         """Where each lead has tokens of its own: hide the same times in all leads, or draw them for each lead (apart),
         where the other leads show what is hidden in one: six limb leads are sums of two."""
+        masks_per_window: int = 1
+        """Masks that are drawn for each window. The target encodes it once for all of them; the context encoder and the
+        predictor see each, and the loss is the mean. The papers have one; I-JEPA for images has four."""
         norm_target: bool = False
         """Whether the target's tokens get a further layer norm, without weights."""
         loss: Literal["l1", "smooth-l1"] = "l1"
@@ -74,7 +77,7 @@ class JEPA(Objective):
             if not 0.0 < low <= high < 1.0:
                 raise ConfigError(f"--objective.mask-ratio needs 0 < low <= high < 1, got {low} {high}")
             check_shares(self, "momentum")
-            check_counts(self, "min_block", "predictor_width", "predictor_depth", "predictor_heads")
+            check_counts(self, "min_block", "masks_per_window", "predictor_width", "predictor_depth", "predictor_heads")
 
     config: Config
     takes_counts: ClassVar[bool] = True
@@ -116,25 +119,28 @@ class JEPA(Objective):
         self.target = copy.deepcopy(encoder).requires_grad_(False)
 
     def views(self, batch: Batch, draws: Draws) -> Batch:
-        """Draw the masks: one share a batch, places for each row."""
+        """Draw the masks: one share a batch, places for each row; of several masks a window's are side by side."""
         tokens = batch.signal_BLT.shape[2] // self.patch_samples
         low, high = self.config.mask_ratio
         hidden = tokens - kept_tokens(high - (high - low) * draws.shared("mask ratio"), tokens)
         rows, groups = len(batch.signal_BLT), self.num_leads if self.config.mask_leads == "apart" else 1
+        each = groups * self.config.masks_per_window
         if self.config.mask == "blocks":
-            hidden_BN = hide_blocks(draws, rows, tokens, hidden, self.config.min_block, groups)
+            hidden_BN = hide_blocks(draws, rows, tokens, hidden, self.config.min_block, each)
         else:
-            hidden_BN = hide_random(draws, rows, tokens, hidden, groups)
+            hidden_BN = hide_random(draws, rows, tokens, hidden, each)
+        hidden_BN = hidden_BN.reshape(-1, groups * tokens)
         # The same times in every lead, where leads have tokens of their own and the masks are not.
         hidden_BN = hidden_BN.repeat(1, self.num_leads // groups)
         keep_BK, hide_BM = split_tokens(hidden_BN, hidden * self.num_leads)
         return replace(batch, keep_BK=keep_BK, hide_BM=hide_BM)
 
     def picture(self, batch: Batch, draws: Draws) -> tuple[Panel, ...]:
-        """Return the window and which of its tokens the encoder does not see."""
+        """Return the window and which of its tokens the encoder does not see, by the first mask."""
         hide_BM = self.views(batch, draws).hide_BM
         assert hide_BM is not None
-        hidden_BLT = token_samples(hide_BM, self.patch_samples, batch.signal_BLT.shape[2], leads=self.num_leads)
+        first_BM = hide_BM[:: self.config.masks_per_window]
+        hidden_BLT = token_samples(first_BM, self.patch_samples, batch.signal_BLT.shape[2], leads=self.num_leads)
         regions = {"hidden from the encoder": hidden_BLT}
         return (Panel(title="window", signal_BLT=batch.signal_BLT, regions=regions, masks=True),)
 
@@ -142,7 +148,8 @@ class JEPA(Objective):
         """Error of the guesses, the mean over the hidden tokens and their features.
 
         Args:
-            batch: Normalised `signal_BLT`, or its `counts`; `keep_BK` and `hide_BM`, token indices.
+            batch: Normalised `signal_BLT`, or its `counts`; `keep_BK` and `hide_BM`, token indices, with
+                `masks_per_window` rows for each window.
             at: Where the run stands.
 
         Returns:
@@ -154,12 +161,17 @@ class JEPA(Objective):
         assert batch.keep_BK is not None and batch.hide_BM is not None
         with torch.no_grad():
             target_BND = self.target(batch.signal)
-        context_BKD = self.encoder(batch.signal, batch.keep_BK)
-        guess_BMD = self._guess(context_BKD, batch.keep_BK, batch.hide_BM)
-        norm, smooth = self.config.norm_target, self.config.loss == "smooth-l1"
-        losses = {"loss": masked_error(guess_BMD, target_BND, batch.hide_BM, smooth=smooth, norm=norm)}
-        if at.measure:
-            losses |= self._figures(target_BND, wanted(target_BND, batch.hide_BM, norm=norm), guess_BMD)
+        norm, smooth, masks = self.config.norm_target, self.config.loss == "smooth-l1", self.config.masks_per_window
+        total: Tensor | None = None
+        for number in range(masks):
+            keep_BK, hide_BM = batch.keep_BK[number::masks], batch.hide_BM[number::masks]
+            guess_BMD = self._guess(self.encoder(batch.signal, keep_BK), keep_BK, hide_BM)
+            error = masked_error(guess_BMD, target_BND, hide_BM, smooth=smooth, norm=norm)
+            total = error if total is None else total + error
+        assert total is not None
+        losses = {"loss": total / masks if masks > 1 else total}
+        if at.measure:  # of the last mask
+            losses |= self._figures(target_BND, wanted(target_BND, hide_BM, norm=norm), guess_BMD)
         return losses
 
     def _guess(self, context_BKD: Tensor, keep_BK: Tensor, hide_BM: Tensor) -> Tensor:

@@ -107,10 +107,14 @@ def _jepa(
     leads = encoder.num_leads if encoder.leads_apart else 1
     tokens, seen = window_samples // encoder.patch_samples * leads, kept * leads
     width, depth = objective.predictor_width or encoder.width // 2, objective.predictor_depth or encoder.depth
-    return (
-        *_encoder("target", encoder, tokens, trained=False),
+    masked = (
         *_encoder("encoder", encoder, seen, trained=True),
         *_predictor("predictor", encoder.width, width, depth, encoder.width, tokens, seen, rows=leads),
+    )
+    masks = objective.masks_per_window
+    return (
+        *_encoder("target", encoder, tokens, trained=False),
+        *(replace(row, forward=masks * row.forward, backward=masks * row.backward) for row in masked),
     )
 
 

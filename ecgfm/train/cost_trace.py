@@ -134,7 +134,8 @@ def _rows(views: Batch, rows: int, mode: FakeTensorMode) -> Batch:
     """Return views of so many windows."""
     with mode:
         fakes: dict[str, Any] = {
-            name: torch.empty((rows, *value.shape[1:]), dtype=value.dtype)
+            # Of several masks a window there are more rows than windows.
+            name: torch.empty((rows * len(value) // len(views.signal_BLT), *value.shape[1:]), dtype=value.dtype)
             for name, value in batch_tensors(views).items()
         }
     return replace(views, **fakes)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -158,6 +159,31 @@ def test_the_loss_does_not_depend_on_the_order_of_records() -> None:
     )
     # Another order of a sum in float32.
     torch.testing.assert_close(objective(shuffled, AT)["loss"], objective(views, AT)["loss"], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("mask", ["blocks", "random"])
+def test_of_several_masks_the_loss_is_the_mean_and_the_target_is_asked_once(
+    mask: Literal["blocks", "random"],
+) -> None:
+    settings = replace(SETTINGS, masks_per_window=3, mask=mask)
+    objective, single = build(settings), build(replace(settings, masks_per_window=1))
+    views = objective.views(batch(), draws())
+    assert views.keep_BK is not None and views.hide_BM is not None and len(views.keep_BK) == 3 * ROWS
+    every = torch.cat([views.keep_BK, views.hide_BM], dim=1).sort(dim=1).values
+    assert (every == torch.arange(WINDOW // 100)).all()
+    assert any((views.hide_BM[row] != views.hide_BM[row + 1]).any() for row in range(0, 3 * ROWS, 3))
+    asked: list[object] = []
+    objective.target.register_forward_hook(lambda *_: asked.append(None))
+    loss = objective(views, AT)["loss"]
+    each = [
+        single(replace(views, keep_BK=views.keep_BK[number::3], hide_BM=views.hide_BM[number::3]), AT)["loss"]
+        for number in range(3)
+    ]
+    assert len(asked) == 1
+    torch.testing.assert_close(loss, torch.stack(each).mean(), rtol=1e-6, atol=0)
+    first, other = (objective.views(batch(rows), draws(rows=span)) for rows, span in ((4, (0, 4)), (2, (2, 4))))
+    assert first.hide_BM is not None and other.hide_BM is not None
+    assert torch.equal(first.hide_BM[6:], other.hide_BM)  # two ranks have the masks of one
 
 
 def test_the_guess_does_not_see_what_is_hidden() -> None:

@@ -82,6 +82,12 @@ def test_the_formula_is_what_torch_counts(objective: Objective.Config, encoder: 
     assert window_flops(on_meta(objective, encoder), **SIZE) == sum(own.values())
 
 
+def test_of_several_masks_each_is_counted_and_the_target_once() -> None:
+    # In whole: of a module that runs several times the counter tells no backward pass from another's.
+    several = replace(ONE_SHARE, masks_per_window=3)
+    assert window_flops(on_meta(several, TIME), **SIZE) == sum(part.total for part in by_formula(several, TIME, 5000))
+
+
 def test_the_formula_of_random_masks_is_the_mean_over_them() -> None:
     low, high = (sum(p.total for p in by_formula(JEPA.Config(mask_ratio=(s, s)), TIME, 5000)) for s in (0.7, 0.9))
     mean = sum(part.total for part in by_formula(JEPA.Config(mask_ratio=(0.7, 0.9)), TIME, 5000))
@@ -211,8 +217,8 @@ def test_float32_states_by_stage() -> None:
     assert [one.gradients / 1e6 for one in found] == [4, 5, 2, 2]
     assert [one.optimizer / 1e6 for one in found] == [8, 3, 3, 3]
     assert [one.averages / 1e6 for one in found] == [4, 4, 4, 1]
-    assert [one.buckets / 1e6 for one in found] == [4, 2000, 2000, 2000]
-    assert states(weights, EngineConfig(precision="bfloat16"), 1, 4).buckets == 4e9  # two types of gradients
+    assert [one.buckets / 1e6 for one in found] == [4, 4, 4, 2000]  # one holds all, but for stage 3
+    assert states(weights, EngineConfig(precision="bfloat16"), 1, 4).buckets == 8e6  # two types of gradients
 
 
 def test_weights_are_counted_by_what_becomes_of_them() -> None:
