@@ -73,7 +73,8 @@ def test_help_explains_every_option(command: Command) -> None:
 def test_a_run_leaves_settings_metrics_board_and_checkpoint(trained: Path) -> None:
     settings = json.loads((trained / "run.json").read_text())
     assert settings["encoder"]["kind"] == "vit" and settings["objective"]["kind"] == "jepa"
-    assert json.loads((trained / "deepspeed.json").read_text())["zero_optimization"] == {"stage": 1}
+    zero = json.loads((trained / "deepspeed.json").read_text())["zero_optimization"]
+    assert zero["stage"] == 1 and zero["reduce_bucket_size"] < 1_000_000  # as many numbers as there are gradients
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"loss", "target_std", "effective_rank", "lr", "momentum", "records_per_s"} <= last.keys()
     assert list((trained / "tensorboard").glob("events*"))

@@ -98,8 +98,8 @@ MUTANTS = (
     Mutant(
         "a step that is not finite is applied at stage 0",
         "ecgfm/train/engine.py",
-        "torch.ones((), device=self.world.device) if drop else None",
-        "None",
+        "self._optimizer.found_inf = dropped",
+        "self._optimizer.found_inf = None",
         "tests/train/test_alarms.py::test_a_bad_step_of_one_rank_moves_nothing_on_any",
     ),
     Mutant(

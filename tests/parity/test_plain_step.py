@@ -18,6 +18,8 @@ def test_losses_of_ten_steps_are_those_of_the_plain_step(monkeypatch: pytest.Mon
     bench = importlib.import_module("bench_step")
     monkeypatch.setitem(bench.SIZES, "xs", ViT.Config(width=32, depth=2, num_heads=2))
     device = torch.device("cpu")
-    row = bench.same_losses(bench.Bench(steps=10), device, bench.counts(4, device))
+    exact, rounded = bench.same_losses(bench.Bench(steps=10), device, bench.counts(4, device))
     # Adding in another order: some 1e-7 in each step.
-    assert 0.0 <= row.ratio < 1e-6, row
+    assert 0.0 <= exact.ratio < 1e-6, exact
+    # In 16 bits, within what another draw of the masks changes.
+    assert 0.0 <= rounded.ratio < 1, rounded
