@@ -18,12 +18,12 @@ them (posix_fadvise; dropping all that the machine has cached would disturb ever
 - *Floor*: a copy of as many bytes into memory that is used again, from an array in memory, large pages and all.
 
 On a virtual machine with two Zen 4 cores that did nothing else, batches of 64: ours one thread ahead 14 times the
-DataLoader (26 by processor time), two threads ahead 16; 0.42 to 0.51 of the copy, called without a thread 0.73 to 0.80;
-cast and masks included 1.6 to 1.9 times on one core against its two workers, 3 by processor time. Batches of 256: 12 and
-22 times, 0.77 and 1.41 of one thread's copy, 0.9 with cast and masks, which then leave the cache. Streamed, both through
-pipe:cat, 1.55 and 2.2 times WebDataset with two workers, 0.6 to 1.0 of the pipe alone. Memory after 20 epochs is that
-after the first. Cold, four batches at random took 265 ms with reading ahead, 404 without, and 174 as files from front to
-back (the best of six, on a machine that was busy).
+DataLoader (26 by processor time), two threads ahead 16; 0.42 to 0.51 of the copy, called without a thread 0.73 to
+0.80; cast and masks included 1.6 to 1.9 times on one core against its two workers, 3 by processor time. Batches of
+256: 12 and 22 times, 0.77 and 1.41 of one thread's copy, 0.9 with cast and masks, which then leave the cache.
+Streamed, both through pipe:cat, 1.55 and 2.2 times WebDataset with two workers, 0.6 to 1.0 of the pipe alone. Memory
+after 20 epochs is that after the first. Cold, four batches at random took 265 ms with reading ahead, 404 without, and
+174 as files from front to back (the best of six, on a machine that was busy).
 
 What was tried, as time a record of 12 x 5000 in page cache against that floor (1.0; 5.6 microseconds on that machine;
 tenths differ from run to run):
