@@ -29,7 +29,7 @@ from ecgfm.eval.finetune_bench import Bench
 from ecgfm.eval.finetune_config import FREE, Finetune, Phase
 from ecgfm.eval.finetune_data import ahead, crops
 from ecgfm.eval.finetune_log import Log
-from ecgfm.eval.finetune_model import Network, build_optimizer, loss_sum, with_dropout
+from ecgfm.eval.finetune_model import Network, build_optimizer, with_dropout
 from ecgfm.eval.finetune_result import write_settings
 from ecgfm.eval.finetune_state import State, Weights
 from ecgfm.eval.finetune_worker import Worker, validation_figures
@@ -37,6 +37,7 @@ from ecgfm.eval.metrics import LOWER_IS_BETTER
 from ecgfm.eval.probe import untrained
 from ecgfm.eval.splits import TRAIN, VALIDATION
 from ecgfm.hub.classifier import ECGClassifier
+from ecgfm.hub.losses import loss_sum
 from ecgfm.nn.norms import BatchNorm
 from ecgfm.rng import derive
 

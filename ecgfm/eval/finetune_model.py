@@ -1,4 +1,4 @@
-"""The network that is fine-tuned: a classifier with what a study does to its input, its loss, and its optimizer.
+"""The network that is fine-tuned: a classifier with what a study does to its input, and its optimizer.
 
 Shapes: B windows, L leads, T samples, N tokens, D width, C labels.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ecgfm import config
 from ecgfm.errors import ConfigError
 from ecgfm.eval.finetune_config import Input, Phase
-from ecgfm.hub.classifier import ECGClassifier, Kind
+from ecgfm.hub.classifier import ECGClassifier
 from ecgfm.hub.encoder import ECGEncoder
 
 
@@ -64,32 +64,6 @@ class Network(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
                 encoded = self.encode(signal_BLT)
         return self.classifier.logits(*encoded)
-
-
-def loss_sum(kind: Kind, logits_BC: Tensor, target_BC: Tensor, scale_C: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the sum of the losses of what is known, and how much that is.
-
-    Binary cross-entropy over known cells; cross-entropy over records of a known class; squared error in units of the
-    targets' standard deviation.
-
-    Args:
-        kind: Of the task.
-        logits_BC: Float32.
-        target_BC: 1, 0 or NaN; of a regression numbers or NaN.
-        scale_C: Standard deviation of a regression's targets.
-    """
-    known_BC = ~target_BC.isnan()
-    filled_BC = target_BC.nan_to_num()
-    if kind == "multiclass":
-        known_B = known_BC.all(dim=1)
-        each_B = -(logits_BC.log_softmax(dim=1) * filled_BC).sum(dim=1)
-        return (each_B * known_B).sum(), known_B.sum()
-    if kind == "multilabel":
-        each_BC = nn.functional.binary_cross_entropy_with_logits(logits_BC, filled_BC, reduction="none")
-    else:
-        assert scale_C is not None
-        each_BC = ((logits_BC - filled_BC) / scale_C).square()
-    return (each_BC * known_BC).sum(), known_BC.sum()
 
 
 def with_dropout(classifier: ECGClassifier, dropout: float) -> ECGClassifier:

@@ -17,10 +17,11 @@ from ecgfm.errors import ConfigError, TrainingError
 from ecgfm.eval.finetune_bench import Bench
 from ecgfm.eval.finetune_config import Finetune
 from ecgfm.eval.finetune_data import Crops, crops, windows
-from ecgfm.eval.finetune_model import Network, loss_sum
+from ecgfm.eval.finetune_model import Network
 from ecgfm.eval.metrics import figures
 from ecgfm.hub.calibration import sigmoid, softmax
 from ecgfm.hub.classifier import ECGClassifier
+from ecgfm.hub.losses import loss_sum
 
 NEEDS_TOKENS = ("attentive", "concat")
 """Heads that read more of an encoder's output than its features."""

@@ -15,16 +15,12 @@ Shapes: B windows, R records, L leads, T samples, C labels.
 
 from __future__ import annotations
 
-import copy
-import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack, get_args
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ecgfm import __version__, config
@@ -42,16 +38,15 @@ from ecgfm.hub.fetch import (
     check_options,
     fetch,
     read_entries,
-    whole,
 )
 from ecgfm.hub.heads import Head, HeadKind, build_head
 from ecgfm.hub.layers import layer_groups
+from ecgfm.hub.losses import Kind, loss_sum
 from ecgfm.hub.model import HubModel
 from ecgfm.hub.recordings import Signal
 from ecgfm.hub.reference import REFERENCE, evaluating
 from ecgfm.rng import derive
 
-Kind = Literal["multilabel", "multiclass", "regression"]
 Unfreeze = Literal["none", "head", "gradual", "all"]
 THRESHOLD = 0.5
 
@@ -246,11 +241,7 @@ class ECGClassifier(HubModel):
                     f"ecgfm {__version__} cannot honour what {entries['ecgfm'].get('version')} wrote: {error}; upgrade"
                 ) from error
         load_weights_(model, saved.paths[WEIGHTS])
-        if README in saved.paths:
-            model.card = saved.paths[README].read_text(encoding="utf-8")
-        if REFERENCE in saved.paths:
-            model.reference = reference.read_reference(saved.paths[REFERENCE])
-        model.revision = saved.revision
+        model._take_from(saved)
         return model
 
     def forward(self, signal_BLT: Tensor) -> Tensor:
@@ -273,7 +264,8 @@ class ECGClassifier(HubModel):
     def loss(self, signal_BLT: Tensor, target_BC: Tensor) -> Tensor:
         """Return the mean loss of windows over what is known, a scalar.
 
-        Binary cross-entropy of a multilabel model, cross-entropy of a multiclass one, squared error of a regression.
+        Binary cross-entropy of a multilabel model, cross-entropy of a multiclass one, squared error of a
+        regression, in units of the targets' deviation once `standardise_` has told it.
 
         Args:
             signal_BLT: As for `forward`.
@@ -285,26 +277,19 @@ class ECGClassifier(HubModel):
         """
         logits_BC: Tensor = self(signal_BLT)
         target_BC = target_BC.to(logits_BC)
-        known_BC = ~target_BC.isnan()
         if self.kind == "multiclass" and target_BC.shape == (len(logits_BC), 1):
+            unknown_B1 = target_BC.isnan()
             number_B = target_BC.nan_to_num()[:, 0].long()
             if number_B.min() < 0 or number_B.max() >= len(self.labels):
                 raise ConfigError(f"labels are numbered 0 to {len(self.labels) - 1}, got {number_B.tolist()}")
             target_BC = nn.functional.one_hot(number_B, len(self.labels)).to(logits_BC)
-            known_BC = known_BC.expand_as(logits_BC)
+            target_BC = target_BC.masked_fill(unknown_B1, torch.nan)
         if target_BC.shape != logits_BC.shape:
             raise ConfigError(f"targets have shape {tuple(target_BC.shape)}, logits {tuple(logits_BC.shape)}")
-        wanted_BC = target_BC.nan_to_num()
-        if self.kind == "multiclass":
-            known_BC = known_BC.all(dim=1, keepdim=True)
-            each_BC = -(logits_BC.log_softmax(dim=1) * wanted_BC).sum(dim=1, keepdim=True)
-        elif self.kind == "multilabel":
-            each_BC = nn.functional.binary_cross_entropy_with_logits(logits_BC, wanted_BC, reduction="none")
-        else:
-            each_BC = (logits_BC - wanted_BC).square()
+        std = self.settings.target_std
+        total, known = loss_sum(self.kind, logits_BC, target_BC, None if std is None else logits_BC.new_tensor(std))
         # A batch of which nothing is known has no loss, and a gradient of zero.
-        loss: Tensor = (each_BC * known_BC).sum() / known_BC.sum().clamp(min=1)
-        return loss
+        return total / known.clamp(min=1)
 
     def standardise_features_(self, features_ND: Tensor) -> None:
         """Tell the head of a frozen encoder what its features are, such as those of the training records.
@@ -530,30 +515,13 @@ class ECGClassifier(HubModel):
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write all four files; the mixin leaves alone what is there."""
         content = {
             "encoder": config.to_dict(self.encoder.encoder.config),
             "signal": config.to_dict(self.encoder.signal),
             CLASSIFIER: asdict(self.now()),
             "ecgfm": {"format": FORMAT, "version": __version__},
         }
-        weights = {name: weight.detach().cpu().contiguous() for name, weight in self.state_dict().items()}
-        with whole(save_directory / WEIGHTS) as path:
-            save_file(weights, path, metadata={"format": "pt"})
-        for name, text in (
-            (CONFIG, json.dumps(content, indent=1) + "\n"),
-            (README, self._card_text(save_directory.name)),
-        ):
-            with whole(save_directory / name) as path:
-                path.write_text(text, encoding="utf-8")
-        # What a loader gets to see: the weights in float32, on a CPU.
-        plain = copy.deepcopy(self).to("cpu", torch.float32)
-        try:
-            outputs = plain._reference_outputs({reference.RECORDINGS: torch.from_numpy(reference.recordings_RLT())})
-        except ConfigError as error:
-            warnings.warn(f"{REFERENCE} is left out, self_test will not work: {error}", stacklevel=2)
-            return
-        reference.write_reference(save_directory / REFERENCE, outputs)
+        self._write(save_directory, content, self)
 
     def _card_text(self, name: str) -> str:
         if self.card is not None:

@@ -12,16 +12,13 @@ Shapes: B records or windows, L leads, T samples, N tokens, D width.
 
 from __future__ import annotations
 
-import copy
-import json
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ecgfm import __version__, config
@@ -33,7 +30,7 @@ from ecgfm.hub.fetch import CONFIG as CONFIG
 from ecgfm.hub.fetch import README as README
 from ecgfm.hub.fetch import REPOSITORY as REPOSITORY
 from ecgfm.hub.fetch import WEIGHTS as WEIGHTS
-from ecgfm.hub.fetch import fetch, read_entries, whole
+from ecgfm.hub.fetch import fetch, read_entries
 from ecgfm.hub.model import HubModel
 from ecgfm.hub.preprocessor import ECGPreprocessor
 from ecgfm.hub.recordings import Signal, check_leads, recordings, to_contract, windows
@@ -287,42 +284,20 @@ class ECGEncoder(HubModel):
         with torch.random.fork_rng(devices=[]):  # the random weights that are replaced must move no generator
             model = cls(**entries)
         load_weights_(model.encoder, found.paths[WEIGHTS])
-        if README in found.paths:
-            model.card = found.paths[README].read_text(encoding="utf-8")
-        model.revision = found.revision
-        if REFERENCE in found.paths:
-            model.reference = reference.read_reference(found.paths[REFERENCE])
+        model._take_from(found)
         model = to_device(model, map_location).eval()
         if check:
             model.self_test()
         return model
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write all four files; the mixin leaves alone what is there."""
         settings = {
             "model_type": MODEL_TYPE,
             "encoder": config.to_dict(self.encoder.config),
             "signal": config.to_dict(self.signal),
             "ecgfm": {"format": FORMAT, "version": __version__},
         }
-        weights = {name: weight.detach().cpu().contiguous() for name, weight in self.encoder.state_dict().items()}
-        with whole(save_directory / WEIGHTS) as path:
-            save_file(weights, path, metadata={"format": "pt"})
-        for name, text in (
-            (CONFIG, json.dumps(settings, indent=1) + "\n"),
-            (README, self._card_text(save_directory.name)),
-        ):
-            with whole(save_directory / name) as path:
-                path.write_text(text, encoding="utf-8")
-        # What a loader gets to see: the weights in float32, on a CPU.
-        plain = copy.deepcopy(self).to("cpu", torch.float32)
-        recordings_RLT = torch.from_numpy(reference.recordings_RLT())
-        try:
-            features_RD = plain.embed_reference({reference.RECORDINGS: recordings_RLT})
-        except ConfigError as error:
-            warnings.warn(f"{REFERENCE} is left out, self_test will not work: {error}", stacklevel=2)
-            return
-        reference.write_reference(save_directory / REFERENCE, {"features_RD": features_RD})
+        self._write(save_directory, settings, self.encoder)
 
     def _card_text(self, name: str) -> str:
         if self.card is not None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import abc
+import copy
+import json
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ecgfm.errors import ContractError
+from ecgfm.errors import ConfigError, ContractError
 from ecgfm.hub import reference
 from ecgfm.hub.card import renamed
-from ecgfm.hub.fetch import REPOSITORY, cannot_write
+from ecgfm.hub.fetch import CONFIG, README, REPOSITORY, WEIGHTS, Fetched, cannot_write, whole
 from ecgfm.hub.reference import REFERENCE, SelfTest
 
 
@@ -58,6 +64,40 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
             raise cannot_write(repo_id, error) from error
         finally:
             self.card = before
+
+    def _take_from(self, found: Fetched) -> None:
+        """Take what lies beside the weights of a model that was fetched."""
+        if README in found.paths:
+            self.card = found.paths[README].read_text(encoding="utf-8")
+        if REFERENCE in found.paths:
+            self.reference = reference.read_reference(found.paths[REFERENCE])
+        self.revision = found.revision
+
+    def _write(self, folder: Path, settings: Mapping[str, Any], weights: nn.Module) -> None:
+        """Write all four files, each whole or not at all; the mixin leaves alone what is there.
+
+        Args:
+            folder: Where.
+            settings: Of config.json.
+            weights: The module whose weights are saved.
+        """
+        state = {name: weight.detach().cpu().contiguous() for name, weight in weights.state_dict().items()}
+        with whole(folder / WEIGHTS) as path:
+            save_file(state, path, metadata={"format": "pt"})
+        for name, text in (
+            (CONFIG, json.dumps(settings, indent=1) + "\n"),
+            (README, self._card_text(folder.name)),
+        ):
+            with whole(folder / name) as path:
+                path.write_text(text, encoding="utf-8")
+        # What a loader gets to see: the weights in float32, on a CPU.
+        plain = copy.deepcopy(self).to("cpu", torch.float32)
+        try:
+            outputs = plain._reference_outputs({reference.RECORDINGS: torch.from_numpy(reference.recordings_RLT())})
+        except ConfigError as error:
+            warnings.warn(f"{REFERENCE} is left out, self_test will not work: {error}", stacklevel=3)
+            return
+        reference.write_reference(folder / REFERENCE, outputs)
 
     @abc.abstractmethod
     def _reference_outputs(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

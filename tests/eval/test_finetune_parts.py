@@ -20,10 +20,11 @@ from ecgfm.eval import finetune_state as states
 from ecgfm.eval.finetune_config import Finetune, Input, Phase, command_line
 from ecgfm.eval.finetune_data import Crops
 from ecgfm.eval.finetune_loop import stages
-from ecgfm.eval.finetune_model import Network, build_optimizer, loss_sum, with_dropout
+from ecgfm.eval.finetune_model import Network, build_optimizer, with_dropout
 from ecgfm.eval.finetune_state import State
 from ecgfm.eval.knn import Neighbours, log_odds
 from ecgfm.hub.classifier import ECGClassifier
+from ecgfm.hub.losses import loss_sum
 from ecgfm.leads import LEADS
 from tests.eval.finetune_cases import small_encoder
 
