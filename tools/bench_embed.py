@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from bench_rows import Row, best, show  # type: ignore[import-not-found]
+from bench_rows import Row, best, device_of, show  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 
 from ecgfm import config
@@ -55,7 +55,7 @@ class Bench:
 def main() -> None:
     """Print ratios and aims."""
     settings = tyro.cli(Bench, description=__doc__)
-    device = torch.device(settings.device)
+    device = device_of(settings.device)
     show(measure(settings, device), f"embed on {device}, {torch.get_num_threads()} threads", settings.out)
 
 

@@ -12,6 +12,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ecgfm.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -78,6 +80,19 @@ def best(ways: Mapping[str, Callable[[], object]], device: torch.device, repeats
             if number:
                 found[name] = min(found[name], clock() - began)
     return found
+
+
+def device_of(name: str) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {name} cannot be used: {reason}; 'cpu' always can") from error
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

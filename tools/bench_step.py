@@ -46,7 +46,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from bench_rows import Row, best, matrix_rate, show  # type: ignore[import-not-found]
+from bench_rows import Row, best, device_of, matrix_rate, show  # type: ignore[import-not-found]
 from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
@@ -536,7 +536,7 @@ def count_waits(step: Callable[[], object], what: str) -> None:
 def main() -> None:
     """Print ratios, aims, and what a floor would allow."""
     settings = cli_settings()
-    device = torch.device(settings.device)
+    device = device_of(settings.device)
     rows = []
     parts: dict[str, Callable[[Bench, torch.device], list[Row]]] = {
         "step": bench_step,

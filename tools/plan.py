@@ -13,9 +13,7 @@ with its shards. Everything is an expectation under assumptions, which are optio
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-import runpy
 import statistics
 import sys
 from collections.abc import Sequence
@@ -49,6 +47,7 @@ from ecgfm.train.cost_plan import (
 )
 from ecgfm.train.cost_tables import draw, show
 from ecgfm.train.hardware import NETWORKS, gpu, network
+from ecgfm.train.recipe_words import load_recipe, split
 from ecgfm.train.run import Run
 
 PAPER_RECORDS = 204_800_000
@@ -122,7 +121,7 @@ class PlanCost:
 
 def main() -> None:
     """Plan, print, draw."""
-    words, rest = split(sys.argv[1:])
+    words, rest = split(sys.argv[1:], {each.name for each in dataclasses.fields(PlanCost)})
     settings = tyro.cli(PlanCost, description=__doc__, args=words)
     run = read_run(settings, rest)
     found = plan(settings, run)
@@ -136,29 +135,9 @@ def main() -> None:
             print(settings.out)
 
 
-def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the words that are this tool's, and those that are the recipe's."""
-    own_names = {each.name for each in dataclasses.fields(PlanCost)} | {"help", "no-json"}
-    own = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
-    rest: list[str] = []
-    goes_to = own
-    for word in words[len(own) :]:
-        if word == "-h" or word.startswith("--"):
-            name = word.removeprefix("--").split("=")[0].split(".")[0]
-            goes_to = own if word == "-h" or name.replace("-", "_") in own_names or name in own_names else rest
-        goes_to.append(word)
-    return own, rest
-
-
 def read_run(settings: PlanCost, words: Sequence[str]) -> Run:
     """Return the settings of the recipe, or of the run that was measured, with what the command line changes."""
-    if not settings.recipe.is_file():
-        raise ConfigError(f"{settings.recipe} does not exist; give a recipe, such as recipes/jepa_vit.py, first")
-    recipe = runpy.run_path(str(settings.recipe))
-    default = recipe.get("RUN")
-    if not isinstance(default, Run):
-        raise ConfigError(f"{settings.recipe} is no recipe that pretrains: it has no RUN")
-    presets: dict[str, Run] = recipe.get("PRESETS", {})
+    default, presets = load_recipe(settings.recipe)
     if settings.measured:
         default, presets = config.from_dict(Run, config.read_json(settings.measured / RUN), "run"), {}
     return cli(default, presets=presets, args=words)

@@ -11,8 +11,6 @@ tells them. What is drawn are the first windows that a run with these settings s
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +37,7 @@ from ecgfm.signal.contract import SignalContract
 from ecgfm.train import checkpoint
 from ecgfm.train.engine import ENGINE
 from ecgfm.train.plan import open_shards, run_loader, run_objective, run_prepare, signal_contract
+from ecgfm.train.recipe_words import load_recipe, split
 from ecgfm.train.run import Run
 
 
@@ -76,7 +75,7 @@ class PlotViews:
 
 def main() -> None:
     """Build the objective, let it make its views, and draw them."""
-    words, rest = split(sys.argv[1:])
+    words, rest = split(sys.argv[1:], {each.name for each in dataclasses.fields(PlotViews)})
     settings = tyro.cli(PlotViews, description=__doc__, args=words)
     run = read_run(settings, rest)
     shards = open_shards(run)
@@ -127,29 +126,9 @@ def first_windows(
     return batch, draws, titles
 
 
-def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the words that are this tool's, and those that are the recipe's."""
-    own_names = {field.name for field in dataclasses.fields(PlotViews)} | {"help"}
-    own = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
-    rest: list[str] = []
-    goes_to = own
-    for word in words[len(own) :]:
-        if word == "-h" or word.startswith("--"):
-            name = word.removeprefix("--").split("=")[0]
-            goes_to = own if word == "-h" or name in own_names else rest
-        goes_to.append(word)
-    return own, rest
-
-
 def read_run(settings: PlotViews, words: Sequence[str]) -> Run:
     """Return the settings of the recipe, or of the run, with what the command line changes."""
-    if not settings.recipe.is_file():
-        raise ConfigError(f"{settings.recipe} does not exist; give a recipe, such as recipes/jepa_vit.py, first")
-    recipe = runpy.run_path(str(settings.recipe))
-    default = recipe.get("RUN")
-    if not isinstance(default, Run):
-        raise ConfigError(f"{settings.recipe} is no recipe: it has no RUN")
-    presets: dict[str, Run] = recipe.get("PRESETS", {})
+    default, presets = load_recipe(settings.recipe)
     if settings.run:
         past: Run = config.from_dict(Run, config.read_json(settings.run / RUN), "run")
         kinds = [parts.kind_of(type(run.objective)) for run in (past, default)]

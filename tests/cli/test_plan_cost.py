@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ecgfm import config
 from ecgfm.encoders.vit import ViT
 from ecgfm.errors import ConfigError
 from ecgfm.objectives.jepa import JEPA
+from ecgfm.train.recipe_words import split
 from ecgfm.train.run import Data, Run
 from tools import plan
 
@@ -76,7 +77,7 @@ def test_what_was_measured_stands_beside_what_is_expected(tmp_path: Path) -> Non
 def test_words_go_to_the_tool_or_to_the_recipe() -> None:
     own = ["r.py", "--gpu", "H100", "--gpus-per-node", "4", "--assume.mfu=0.4", "--out", "a.png", "--json"]
     rest = ["--engine.compile", "--steps", "3"]
-    assert plan.split([*own[:5], *rest, *own[5:]]) == (own, rest)
+    assert split([*own[:5], *rest, *own[5:]], {each.name for each in fields(plan.PlanCost)}) == (own, rest)
 
 
 def test_what_is_not_known_is_refused_by_name() -> None:

@@ -6,7 +6,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ecgfm.data.batch import Draws
 from ecgfm.errors import CheckpointError
 from ecgfm.eval import view_plots
 from ecgfm.train.plan import open_shards, run_loader, run_objective, run_prepare, signal_contract
+from ecgfm.train.recipe_words import split
 from ecgfm.train.run import Run
 from tools import plot_views
 
@@ -62,7 +63,7 @@ def test_words_are_the_tools_or_the_recipes() -> None:
     ours = ["recipes/x.py", "a", "b", "--out", "x.png", "--leads", "II", "V1", "--records=2"]
     theirs = ["--optim.lr", "1", "--data.weights", "a=1", "b=2", "--seed", "3"]
     mixed = [*ours[:3], *theirs[:2], *ours[3:5], *theirs[2:5], *ours[5:], *theirs[5:]]
-    assert plot_views.split(mixed) == (ours, theirs)
+    assert split(mixed, {each.name for each in fields(plot_views.PlotViews)}) == (ours, theirs)
 
 
 def test_the_windows_of_a_step_are_those_that_a_run_sees(tiny: list[str], training_shards: Path) -> None:
